@@ -1,0 +1,1 @@
+"""Worlds: layouts, transitions, rewards and state features."""

@@ -1,0 +1,279 @@
+"""Settings of a run: one YAML file per spec, read once into frozen dataclasses.
+
+`params/<spec>.yaml` is the only place where science is set. An unknown key, a wrong type or an impossible
+value is refused with one line that names the file, the key, the value and the rule.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from lever_lib.errors import ParamsError
+
+PARAMS_FOLDER = Path(__file__).resolve().parents[1] / "params"
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_SPEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def gold_slots(size: int) -> int:
+    """Gold distances that the state features of a `size` x `size` grid hold; also the most golds allowed."""
+    return 50 if size < 64 else 200
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Grid:
+    """The world: side, number of objects, move set, rule for leaving gold behind."""
+
+    size: int = Field(ge=3, le=128)  # N, cells per side
+    golds: int = Field(ge=0, le=200)
+    blocks: int = Field(ge=0)
+    hazards: int = Field(ge=0)
+    moves: Literal["forward"] = "forward"
+    legacy_gold_exit: bool = False  # exit with gold left costs a flat 20 instead of 10 x the share left
+
+    @model_validator(mode="after")
+    def _objects_fit(self) -> Grid:
+        if self.golds > gold_slots(self.size):
+            raise ValueError(f"golds = {self.golds} must be at most {gold_slots(self.size)} at size {self.size}")
+        needed = self.golds + self.blocks + self.hazards + 3
+        if needed > self.size**2:
+            raise ValueError(
+                f"golds + blocks + hazards + lever + start + exit = {needed} "
+                f"must fit in size x size = {self.size**2} cells"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Budget:
+    """Training budget of one library (X1, X5, X10)."""
+
+    episodes: int = Field(ge=5, le=10_000_000)
+    epsilon_decay: float = Field(gt=0, le=1)  # factor per episode, from 1.0 down to sarsa.epsilon_min
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Sarsa:
+    """Tabular SARSA with an epsilon-greedy behaviour policy."""
+
+    alpha: float = Field(0.1, gt=0, le=1)  # step size
+    gamma: float = Field(0.99, ge=0, le=1)  # discount of the learning target
+    epsilon_min: float = Field(0.01, ge=0, le=1)
+    snapshots: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the budget
+
+    @model_validator(mode="after")
+    def _snapshots_ordered(self) -> Sarsa:
+        shares = self.snapshots
+        ordered = all(low < high for low, high in zip(shares, shares[1:], strict=False))
+        if not shares or shares[0] <= 0 or shares[-1] != 1.0 or not ordered:
+            raise ValueError(f"snapshots = {list(shares)} must rise from above 0 to exactly 1.0")
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Pi2Vec:
+    """Policy embeddings: mean successor features over canonical states."""
+
+    method: Literal["exact"] = "exact"
+    gamma: float = Field(0.99, ge=0, lt=1)  # discount of the embedding, nowhere else
+    canonical_states: int = Field(128, ge=1, le=10_000)  # K per layout
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Regressor:
+    """Predicts the return of an embedded policy under any reward system."""
+
+    model: Literal["ridge"] = "ridge"
+    ridge_penalty: float = Field(10.0, gt=0)
+    interval_level: float = Field(0.9, gt=0, lt=1)  # nominal coverage of the prediction intervals
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Search:
+    """Text retrieval and query decomposition."""
+
+    encoder: Literal["minilm"] = "minilm"
+    decompose: Literal["offline", "none"] = "offline"
+    candidates: int = Field(5, ge=1, le=100)  # per sub-query, what `exhaustive` combines
+    top_k: int = Field(3, ge=1, le=100)  # of these, what `hybrid` combines
+    cosine_gate: float = Field(0.45, ge=-1, le=1)  # hits below it are no answer; depends on the encoder
+
+    @model_validator(mode="after")
+    def _top_k_within_candidates(self) -> Search:
+        if self.top_k > self.candidates:
+            raise ValueError(f"top_k = {self.top_k} must be at most candidates = {self.candidates}")
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Energy:
+    """How joules are estimated where no meter can be read."""
+
+    watts_per_core: float = Field(15.0, gt=0)  # of one busy core
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Execution:
+    """Where the work runs. Never changes a result."""
+
+    workers: int = Field(2, ge=1, le=1024)
+    scheduler: None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Params:
+    """Everything a run needs to know, for one spec."""
+
+    grid: Grid
+    libraries: dict[str, Budget]
+    seeds: tuple[Annotated[int, Field(ge=0, le=9999)], ...] = (0, 1, 2, 3, 4)  # layouts
+    root_seed: int = Field(0, ge=0)  # of every random stream except the layouts
+    sarsa: Sarsa = Field(default_factory=Sarsa)
+    pi2vec: Pi2Vec = Field(default_factory=Pi2Vec)
+    regressor: Regressor = Field(default_factory=Regressor)
+    search: Search = Field(default_factory=Search)
+    energy: Energy = Field(default_factory=Energy)
+    execution: Execution = Field(default_factory=Execution)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Params:
+        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
+            raise ValueError(
+                f"seeds = {list(self.seeds)} must be at least two different numbers: "
+                "the regressor is always tested on a layout that it has not seen"
+            )
+        if not self.libraries or not all(_SPEC_NAME.fullmatch(name) for name in self.libraries):
+            raise ValueError(
+                f"libraries = {list(self.libraries)} must be at least one name of letters, digits, '.', '_' or '-'"
+            )
+        for name, budget in self.libraries.items():
+            marks = snapshot_episodes(self, name)
+            if marks[0] < 1 or len(set(marks)) != len(marks):
+                raise ValueError(f"libraries.{name}.episodes = {budget.episodes} is too few for the snapshots")
+        return self
+
+
+def snapshot_episodes(params: Params, library: str) -> list[int]:
+    """Episodes trained at each snapshot of a library, ascending; the last is the whole budget."""
+    episodes = params.libraries[library].episodes
+    return [round(share * episodes) for share in params.sarsa.snapshots]
+
+
+def available_specs(folder: Path = PARAMS_FOLDER) -> list[str]:
+    """Names of the specs that have a params file."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_params(spec: str, folder: Path = PARAMS_FOLDER) -> Params:
+    """Read and check `<folder>/<spec>.yaml`.
+
+    Args:
+        spec: name of the file without `.yaml`; also the folder name under `outputs/`.
+        folder: where params files live.
+
+    Raises:
+        ParamsError: naming the file, the key, the value and the rule.
+    """
+    if not isinstance(spec, str) or not _SPEC_NAME.fullmatch(spec):
+        raise ParamsError(f"spec {spec!r}: must be a name of letters, digits, '.', '_' or '-'")
+    path = folder / f"{spec}.yaml"
+    if not path.is_file():
+        known = ", ".join(available_specs(folder)) or "none"
+        raise ParamsError(f"spec {spec!r}: no file {folder.name}/{path.name}; specs here: {known}")
+    return parse_params(path.read_bytes(), source=f"{folder.name}/{path.name}")
+
+
+def parse_params(text: str | bytes, source: str = "params") -> Params:
+    """Check the YAML text of a params file; `source` is how errors call it."""
+    try:
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ParamsError(f"{source}: not readable as YAML: {reason}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{source}: must be a mapping of keys to values, is {type(raw).__name__}")
+    try:
+        # JSON mode: strict about numbers and names, while lists and mappings become tuples and dataclasses
+        return TypeAdapter(Params).validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise ParamsError(f"{source}: {_explain(error)}") from None
+
+
+def resolved(params: Params) -> dict[str, Any]:
+    """The settings as plain nested dictionaries and lists, defaults filled in."""
+    return TypeAdapter(Params).dump_python(params, mode="json")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe loader that refuses a key given twice instead of keeping the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            try:
+                repeated = key in seen
+            except TypeError:
+                raise yaml.YAMLError(f"key {key!r} on line {key_node.start_mark.line + 1} is not a name") from None
+            if repeated:
+                raise yaml.YAMLError(f"key {key!r} on line {key_node.start_mark.line + 1} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_UNKNOWN_KEY = {"unexpected_keyword_argument", "extra_forbidden"}
+
+
+def _explain(error: ValidationError) -> str:
+    """First problem of a failed check as `key = value: rule`."""
+    unknown_first = sorted(error.errors(), key=lambda problem: problem["type"] not in _UNKNOWN_KEY)
+    first = unknown_first[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location) or "the file"
+    kind = first["type"]
+    if kind in _UNKNOWN_KEY:
+        return f"{key} is not a known key{_nearest_key(location)}"
+    if kind in {"missing", "missing_argument"}:
+        return f"{key} is missing and has no default"
+    rule = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    if kind == "value_error" and not isinstance(value, str | int | float):
+        return f"{key}: {rule}" if location else rule
+    shown = repr(value)
+    return f"{key} = {shown if len(shown) <= 60 else shown[:57] + '...'}: {rule[0].lower() + rule[1:]}"
+
+
+def _nearest_key(location: list[str]) -> str:
+    sections = {"grid": Grid, "sarsa": Sarsa, "pi2vec": Pi2Vec, "regressor": Regressor, "search": Search}
+    sections |= {"energy": Energy, "execution": Execution, "libraries": Budget}
+    owner = Params if len(location) == 1 else sections.get(location[0])
+    known = [field.name for field in fields(owner)] if owner else []
+    close = difflib.get_close_matches(location[-1], known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+
+
+def main(specs: list[str]) -> int:
+    """Check the params files of `specs`; print the first problem of each on stderr. 0 if all are fine, else 2."""
+    failed = 0
+    for spec in specs:
+        try:
+            load_params(spec)
+        except ParamsError as error:
+            sys.stderr.write(f"{error}\n")
+            failed = 2
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

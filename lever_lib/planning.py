@@ -1,0 +1,175 @@
+"""Exact planning by dynamic programming over (cell, golds left, lever taken).
+
+The move graph is acyclic, so one backward sweep is enough, and every gold and the lever are entered at most once per
+path: counting golds replaces remembering which. An episode ends at the exit or in a hazard, or the agent gets stuck:
+it goes somewhere and bumps (or has no known action) until the horizon, at -1 a step. Both are planned, each with its
+own value, because only the second depends on the steps left. The better one at the start is the optimum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from lever_lib.envs.gridworld import (
+    BUMP,
+    ENTER_EXIT,
+    ENTER_GOLD,
+    ENTER_HAZARD,
+    ENTER_LEVER,
+    UNKNOWN,
+    Layout,
+    RewardTables,
+    Transitions,
+    restrict,
+    reward_tables,
+)
+from lever_lib.envs.rewards import RewardSystem
+from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, Outcome, Paths, States, empty_paths, evaluate
+
+STAY = -1  # action code of a plan: stop moving here, bump (or do nothing known) until the horizon
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Best actions on (cell, golds left, lever taken), for ending the episode and for getting stuck.
+
+    Attributes:
+        end_value: float64 (S, G + 1, 2); best return to a terminal cell; -inf where none is known.
+        end_action: int8 (S, G + 1, 2).
+        stuck_value: float64 (S, G + 1, 2); best return of moving and then staying, on top of `stay_cost` for every
+            step left at this state; -inf where no such place is known.
+        stuck_action: int8 (S, G + 1, 2); `STAY` where it stays.
+        stay_cost: reward of one step of staying.
+    """
+
+    end_value: np.ndarray
+    end_action: np.ndarray
+    stuck_value: np.ndarray
+    stuck_action: np.ndarray
+    stay_cost: float
+
+    def paths(self, layout: Layout, starts: States) -> Paths:
+        """Follow the plan from each start state, a full horizon ahead."""
+        paths = empty_paths(layout, len(starts.cells))
+        t = layout.transitions
+        _plan_paths(
+            t.next_cell,
+            t.event,
+            layout.gold_index,
+            (self.end_value, self.end_action, self.stuck_value, self.stuck_action),
+            self.stay_cost * layout.horizon,
+            *starts,
+            *paths,
+        )
+        return paths
+
+
+def plan(transitions: Transitions, rewards: RewardTables) -> Plan:
+    """Best policy on known transitions.
+
+    Args:
+        transitions: acyclic: every move leads to a higher-numbered cell. `UNKNOWN` ones are never taken.
+        rewards: of the same transitions.
+
+    Source: backward induction, Puterman (1994), section 4.5; the gold count is the only history that pays.
+    """
+    shape = (len(transitions.next_cell), *rewards.pay.exit.shape)
+    values = [np.empty(shape), np.empty(shape, np.int8), np.empty(shape), np.empty(shape, np.int8)]
+    _backward(transitions.next_cell, transitions.event, *rewards, *values)
+    return Plan(*values, rewards.pay.bump)
+
+
+def optimum(layout: Layout, system: RewardSystem, support: np.ndarray | None = None) -> Outcome:
+    """The best episode from the start, on the full move graph or on a support.
+
+    Args:
+        layout: the world.
+        system: what pays.
+        support: bool (S, 4); actions that may be taken. None: all.
+    """
+    if support is None:
+        return evaluate(plan(layout.transitions, layout.rewards(system)), layout, system)
+    known = restrict(layout.transitions, support)
+    return evaluate(plan(known, reward_tables(known, len(layout.golds), system)), layout, system)
+
+
+@njit(cache=True, nogil=True)
+def _backward(next_cell, event, fixed, pay, end_value, end_action, stuck_value, stuck_action):  # noqa: ANN001, ANN202
+    golds = pay.exit.shape[0]
+    for s in range(len(next_cell) - 1, -1, -1):
+        may_stay = True
+        for a in range(4):
+            if event[s, a] == BUMP:
+                may_stay = True
+                break
+            if event[s, a] != UNKNOWN:
+                may_stay = False
+        for left in range(golds):
+            for taken in range(2):
+                best_end, end_choice = -np.inf, 0
+                best_stuck, stuck_choice = (0.0 if may_stay else -np.inf), STAY
+                for a in range(4):
+                    e = event[s, a]
+                    if e == BUMP or e == UNKNOWN:
+                        continue
+                    reward = fixed[s, a]
+                    if e == ENTER_HAZARD or e == ENTER_EXIT:
+                        if e == ENTER_EXIT:
+                            reward += pay.exit[left, taken]
+                        if reward > best_end:
+                            best_end, end_choice = reward, a
+                        continue
+                    left_after, taken_after = left, taken
+                    if e == ENTER_GOLD and left > 0:
+                        reward += pay.gold
+                        left_after -= 1
+                    elif e == ENTER_LEVER and taken == 0:
+                        reward += pay.lever
+                        taken_after = 1
+                    s_after = next_cell[s, a]
+                    value = reward + end_value[s_after, left_after, taken_after]
+                    if value > best_end:
+                        best_end, end_choice = value, a
+                    value = reward - pay.bump + stuck_value[s_after, left_after, taken_after]
+                    if value > best_stuck:
+                        best_stuck, stuck_choice = value, a
+                end_value[s, left, taken], end_action[s, left, taken] = best_end, end_choice
+                stuck_value[s, left, taken], stuck_action[s, left, taken] = best_stuck, stuck_choice
+
+
+@njit(cache=True, nogil=True)
+def _plan_paths(
+    next_cell, event, gold_index, tables, stay_total, start_cells, golds, lever, cells, actions, steps, end
+):
+    end_value, end_action, stuck_value, stuck_action = tables
+    for k in range(len(start_cells)):
+        s, taken, n, left = start_cells[k], int(lever[k]), 0, 0
+        for g in range(golds.shape[1]):
+            left += golds[k, g]
+        # Steps left change both sides alike along the way, so the choice at the start holds to the end.
+        finish = end_value[s, left, taken] >= stuck_value[s, left, taken] + stay_total
+        while True:
+            a = end_action[s, left, taken] if finish else stuck_action[s, left, taken]
+            cells[k, n], actions[k, n] = s, a
+            if a == STAY:
+                end[k] = END_STUCK
+                for b in range(4):
+                    if event[s, b] == BUMP:
+                        actions[k, n] = b
+                        break
+                break
+            e = event[s, a]
+            s = next_cell[s, a]
+            n += 1
+            if e == ENTER_EXIT or e == ENTER_HAZARD:
+                cells[k, n] = s
+                end[k] = END_EXIT if e == ENTER_EXIT else END_HAZARD
+                break
+            if e == ENTER_GOLD and golds[k, gold_index[s]]:
+                left -= 1
+            elif e == ENTER_LEVER:
+                taken = 1
+        steps[k] = n

@@ -1,0 +1,1 @@
+"""Policies: what one is, and where they come from."""

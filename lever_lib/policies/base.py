@@ -1,0 +1,273 @@
+"""Kinds of policies that can be followed, and the record a library keeps of each policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from lever_lib.envs.gridworld import BUMP, ENTER_EXIT, ENTER_GOLD, ENTER_HAZARD, ENTER_LEVER, Layout, StatePay
+from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, Paths, States, empty_paths
+
+
+class Episode(NamedTuple):
+    """One recorded episode of T steps: T + 1 states and the actions between them.
+
+    Attributes:
+        cells: int32 (T + 1,).
+        actions: int8 (T,).
+        golds: bool (T + 1, G); golds left.
+        lever: bool (T + 1,); lever taken.
+        hazard_steps: int32 (T + 1,); hazards entered so far.
+    """
+
+    cells: np.ndarray
+    actions: np.ndarray
+    golds: np.ndarray
+    lever: np.ndarray
+    hazard_steps: np.ndarray
+
+
+@dataclass(frozen=True)
+class PolicyRecord:
+    """One policy of a library, whatever trained it.
+
+    Attributes:
+        policy_id: unique in its spec.
+        source: what produced it, e.g. `sarsa`.
+        setup: name of the reward system it was trained under.
+        library: training budget, e.g. `X10`.
+        seed: name of its layout; it is valid nowhere else.
+        snapshot: share of the budget it was taken at.
+        episodes: episodes trained so far.
+        description: sentence it is found by.
+        q_table: action values, float64 (S, 4).
+        visits: times each action was taken in each cell so far, int64 (S, 4).
+        episode: the training episode at the snapshot.
+        train_seconds: CPU seconds of training so far.
+    """
+
+    policy_id: str
+    source: str
+    setup: str
+    library: str
+    seed: str
+    snapshot: float
+    episodes: int
+    description: str
+    q_table: np.ndarray
+    visits: np.ndarray
+    episode: Episode
+    train_seconds: float
+
+
+def greedy_actions(q_tables: np.ndarray) -> np.ndarray:
+    """Highest-valued action in each cell, int8 (..., S); ties go to the lowest action.
+
+    Args:
+        q_tables: float (..., S, 4).
+    """
+    return np.argmax(q_tables, axis=-1).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class CellPolicy:
+    """Acts by the cell alone.
+
+    Attributes:
+        actions: int8 (S,).
+    """
+
+    actions: np.ndarray
+
+    def paths(self, layout: Layout, starts: States) -> Paths:
+        """Follow the policy from each start state."""
+        paths = empty_paths(layout, len(starts.cells))
+        t = layout.transitions
+        _cell_paths(t.next_cell, t.event, self.actions, starts.cells, *paths)
+        return paths
+
+
+@njit(cache=True, nogil=True)
+def _cell_paths(next_cell, event, policy, start_cells, cells, actions, steps, end):  # noqa: ANN001, ANN202
+    for k in range(len(start_cells)):
+        s = start_cells[k]
+        n = 0
+        while True:
+            a = policy[s]
+            cells[k, n], actions[k, n] = s, a
+            e = event[s, a]
+            if e == BUMP:
+                end[k] = END_STUCK
+                break
+            s = next_cell[s, a]
+            n += 1
+            if e == ENTER_EXIT or e == ENTER_HAZARD:
+                cells[k, n] = s
+                end[k] = END_EXIT if e == ENTER_EXIT else END_HAZARD
+                break
+        steps[k] = n
+
+
+class SuccessorTable(NamedTuple):
+    """Successor features psi(s, a) of M policies that act by the cell, undiscounted, by what happens on the way.
+
+    Taking action a in cell s and following policy m afterwards, on (cell, golds left, lever taken): what is fixed is
+    stored summed, what depends on golds left and lever is stored as what to add to them. Nothing here tells which
+    cell an action leads to.
+
+    Attributes:
+        counts: int32 (M, S, 4, 4); bumps, hazards entered, steps, hazard neighbours passed.
+        golds: int32 (M, S, 4); golds on the way.
+        lever: bool (M, S, 4); lever on the way.
+        steps: int32 (M, S, 4); steps until the end or until stuck.
+        end: int8 (M, S, 4); `END_EXIT`, `END_HAZARD` or `END_STUCK`.
+    """
+
+    counts: np.ndarray
+    golds: np.ndarray
+    lever: np.ndarray
+    steps: np.ndarray
+    end: np.ndarray
+
+
+def successor_table(layout: Layout, policies: np.ndarray) -> SuccessorTable:
+    """Exact psi(s, a) of policies that act by the cell, by one backward sweep over the acyclic move graph.
+
+    Args:
+        layout: with a move set that never returns to a cell.
+        policies: actions, int8 (M, S).
+
+    Source: Barreto et al. (2017), equation 3, with reward events as features and no discount.
+    """
+    shape = (*policies.shape, 4)
+    table = SuccessorTable(
+        np.zeros((*shape, 4), np.int32),
+        np.zeros(shape, np.int32),
+        np.zeros(shape, bool),
+        np.zeros(shape, np.int32),
+        np.full(shape, END_STUCK, np.int8),
+    )
+    _sweep_back(*layout.transitions, policies, *table)
+    return table
+
+
+@njit(cache=True, nogil=True)
+def _sweep_back(next_cell, event, hazard_neighbours, policies, counts, golds, lever, steps, end):  # noqa: ANN001, ANN202
+    for m in range(policies.shape[0]):
+        for s in range(policies.shape[1] - 1, -1, -1):
+            own = policies[m, s]
+            own_bumps = event[s, own] == BUMP
+            # The policy's own action first: a bump aside leads back to it.
+            for i in range(-1, 4):
+                a = own if i == -1 else i
+                if i == own:
+                    continue
+                e = event[s, a]
+                if e == BUMP:
+                    if own_bumps:
+                        continue  # stuck at once: zero counts, zero steps
+                    after_s, after_a = s, own
+                    counts[m, s, a, 0] = 1
+                else:
+                    after_s = next_cell[s, a]
+                    after_a = policies[m, after_s]
+                    if e == ENTER_HAZARD:
+                        counts[m, s, a, 1] = 1
+                    else:
+                        counts[m, s, a, 2] = 1
+                        counts[m, s, a, 3] = hazard_neighbours[s, a]
+                steps[m, s, a] = 1
+                if e == ENTER_HAZARD or e == ENTER_EXIT:
+                    end[m, s, a] = END_HAZARD if e == ENTER_HAZARD else END_EXIT
+                    continue
+                for c in range(4):
+                    counts[m, s, a, c] += counts[m, after_s, after_a, c]
+                golds[m, s, a] = golds[m, after_s, after_a] + (e == ENTER_GOLD)
+                lever[m, s, a] = lever[m, after_s, after_a] or e == ENTER_LEVER
+                steps[m, s, a] += steps[m, after_s, after_a]
+                end[m, s, a] = end[m, after_s, after_a]
+
+
+@dataclass(frozen=True)
+class SuccessorPolicy:
+    """Generalised policy improvement: in each state, the action whose best continuation among the members pays most.
+
+    pi(s) = argmax_a max_m Q^m(s, a), with Q^m(s, a) = psi^m(s, a) . w under the NEW reward, on (cell, golds left,
+    lever taken) and the steps left. Ties go to the lowest action. Never worse than any member.
+
+    Attributes:
+        psi: of P policies.
+        fixed: float64 (P, S, 4); what the counts of psi pay.
+        pay: what golds, lever, exit and being stuck pay.
+        members: int32 (M,); which of the P policies may be followed.
+
+    Source: Barreto et al. (2017), theorem 1.
+    """
+
+    psi: SuccessorTable
+    fixed: np.ndarray
+    pay: StatePay
+    members: np.ndarray
+
+    def paths(self, layout: Layout, starts: States) -> Paths:
+        """Follow the policy from each start state, a full horizon ahead."""
+        paths = empty_paths(layout, len(starts.cells))
+        t = layout.transitions
+        _, golds, lever, steps, end = self.psi
+        values = (self.fixed, golds, lever, steps, end, self.members)
+        _successor_paths(
+            t.next_cell, t.event, layout.gold_index, layout.horizon, values, self.pay, *starts, *paths
+        )
+        return paths
+
+
+@njit(cache=True, nogil=True)
+def _best_action(s, left, taken, steps_left, values, pay):  # noqa: ANN001, ANN202
+    fixed, golds, lever, steps, end, members = values
+    best, best_value = 0, -np.inf
+    for a in range(4):
+        for i in range(len(members)):
+            m = members[i]
+            value = fixed[m, s, a] + pay.gold * golds[m, s, a]
+            pulled = lever[m, s, a]
+            if pulled and not taken:
+                value += pay.lever
+            if end[m, s, a] == END_EXIT:
+                value += pay.exit[max(left - golds[m, s, a], 0), int(taken or pulled)]
+            elif end[m, s, a] == END_STUCK:
+                value += pay.bump * (steps_left - steps[m, s, a])
+            if value > best_value + 1e-9:  # rounding must not break ties
+                best, best_value = a, value
+    return best
+
+
+@njit(cache=True, nogil=True)
+def _successor_paths(
+    next_cell, event, gold_index, horizon, values, pay, start_cells, golds, lever, cells, actions, steps, end
+):
+    for k in range(len(start_cells)):
+        s, taken, n = start_cells[k], lever[k], 0
+        left = 0
+        for g in range(golds.shape[1]):
+            left += golds[k, g]
+        while True:
+            a = _best_action(s, left, taken, horizon - n, values, pay)
+            cells[k, n], actions[k, n] = s, a
+            e = event[s, a]
+            if e == BUMP:
+                end[k] = END_STUCK
+                break
+            s = next_cell[s, a]
+            n += 1
+            if e == ENTER_EXIT or e == ENTER_HAZARD:
+                cells[k, n] = s
+                end[k] = END_EXIT if e == ENTER_EXIT else END_HAZARD
+                break
+            if e == ENTER_GOLD and golds[k, gold_index[s]]:
+                left -= 1
+            elif e == ENTER_LEVER:
+                taken = True
+        steps[k] = n

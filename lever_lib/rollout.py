@@ -1,0 +1,172 @@
+"""Following a policy through the world: paths, events, returns.
+
+A policy is deterministic, so a start state has one path. It ends at the exit, in a hazard, or where the policy bumps:
+nothing changes by bumping, so an agent that bumps is stuck there until the horizon (-1 for every step left).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numba import njit
+
+from lever_lib.envs.gridworld import ENTER_EXIT, ENTER_GOLD, ENTER_HAZARD, ENTER_LEVER, Layout
+from lever_lib.envs.rewards import EVENTS, RewardSystem
+
+END_EXIT, END_HAZARD, END_STUCK = range(3)
+_DECIMALS = 9  # of returns: sums of the same rewards in another order must compare equal
+
+_BUMP, _HAZARD, _STEP, _GOLD, _LEVER, _NEIGHBOUR, _EXIT, _ALL, _SOME, _SHARE, _WITH_LEVER = range(len(EVENTS))
+
+
+class States(NamedTuple):
+    """A batch of world states, horizon not included.
+
+    Attributes:
+        cells: int32 (K,).
+        golds: bool (K, G); which golds are left, in the order of `Layout.golds`.
+        lever: bool (K,); whether the lever was taken.
+    """
+
+    cells: np.ndarray
+    golds: np.ndarray
+    lever: np.ndarray
+
+
+class Paths(NamedTuple):
+    """Where a policy leads from each of K start states.
+
+    Attributes:
+        cells: int32 (K, T + 1); cells visited, first the start; valid up to `steps`.
+        actions: int8 (K, T + 1); action taken in each cell; the last valid one, at `steps`, is the bump of a
+            stuck policy.
+        steps: int32 (K,); moves made before the end.
+        end: int8 (K,); `END_EXIT`, `END_HAZARD` or `END_STUCK`.
+    """
+
+    cells: np.ndarray
+    actions: np.ndarray
+    steps: np.ndarray
+    end: np.ndarray
+
+
+class Policy(Protocol):
+    """Anything that can act in a layout."""
+
+    def paths(self, layout: Layout, starts: States) -> Paths:
+        """Follow the policy from each start state, a full horizon ahead."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """One episode of a policy from the start of a layout.
+
+    Attributes:
+        return_: undiscounted sum of rewards over the horizon.
+        stuck: whether it ended neither at the exit nor in a hazard.
+        cells: cells visited, int32 (T + 1,).
+        actions: actions taken, int8 (T,); a stuck policy's last is its bump, once.
+    """
+
+    return_: float
+    stuck: bool
+    cells: np.ndarray
+    actions: np.ndarray
+
+
+def start_state(layout: Layout) -> States:
+    """The state every episode starts in, as a batch of one."""
+    return States(np.zeros(1, np.int32), np.ones((1, len(layout.golds)), bool), np.zeros(1, bool))
+
+
+def empty_paths(layout: Layout, count: int) -> Paths:
+    """Uninitialised room for `count` paths."""
+    length = layout.longest_path + 1
+    return Paths(
+        np.empty((count, length), np.int32),
+        np.empty((count, length), np.int8),
+        np.empty(count, np.int32),
+        np.empty(count, np.int8),
+    )
+
+
+def event_counts(layout: Layout, starts: States, paths: Paths) -> np.ndarray:
+    """How often each event happens along each path, float64 (K, E), in the order of `EVENTS`.
+
+    A stuck path bumps for the rest of the horizon. The share of golds left counts as a fraction.
+    """
+    counts = np.zeros((len(paths.steps), len(EVENTS)))
+    t = layout.transitions
+    _count_events(*t, layout.gold_index, layout.horizon, *starts, *paths, counts)
+    return counts
+
+
+def returns(counts: np.ndarray, systems: list[RewardSystem]) -> np.ndarray:
+    """Undiscounted return of each counted path under each reward system, float64 (K, R)."""
+    weights = np.stack([system.weights for system in systems])
+    return np.round(np.einsum("ke,re->kr", counts, weights), _DECIMALS)
+
+
+def evaluate(policy: Policy, layout: Layout, system: RewardSystem) -> Outcome:
+    """Follow `policy` from the start of `layout`, exactly, and pay it under `system`."""
+    starts = start_state(layout)
+    paths = policy.paths(layout, starts)
+    return outcome(layout, system, starts, paths)
+
+
+def outcome(layout: Layout, system: RewardSystem, starts: States, paths: Paths) -> Outcome:
+    """What the first of `paths` earns under `system`."""
+    steps = int(paths.steps[0])
+    stuck = bool(paths.end[0] == END_STUCK)
+    value = returns(event_counts(layout, starts, paths), [system])[0, 0]
+    return Outcome(
+        float(value), stuck, paths.cells[0, : steps + 1].copy(), paths.actions[0, : steps + stuck].copy()
+    )
+
+
+@njit(cache=True, nogil=True)
+def _count_events(
+    next_cell,
+    event,
+    hazard_neighbours,
+    gold_index,
+    horizon,
+    start_cells,
+    golds,
+    lever,
+    cells,
+    actions,
+    steps,
+    end,
+    out,
+):
+    total = golds.shape[1]
+    for k in range(len(steps)):
+        left = 0
+        for g in range(total):
+            left += golds[k, g]
+        taken = lever[k]
+        for t in range(steps[k]):
+            s, a = cells[k, t], actions[k, t]
+            e = event[s, a]
+            if e == ENTER_HAZARD:
+                out[k, _HAZARD] += 1
+                continue
+            out[k, _STEP] += 1
+            out[k, _NEIGHBOUR] += hazard_neighbours[s, a]
+            entered = next_cell[s, a]
+            if e == ENTER_GOLD and golds[k, gold_index[entered]]:
+                out[k, _GOLD] += 1
+                left -= 1
+            elif e == ENTER_LEVER and not taken:
+                out[k, _LEVER] += 1
+                taken = True
+            elif e == ENTER_EXIT:
+                out[k, _EXIT] += 1
+                out[k, _ALL] += left == 0
+                out[k, _SOME] += left > 0
+                out[k, _SHARE] += left / max(total, 1)
+                out[k, _WITH_LEVER] += taken
+        if end[k] == END_STUCK:
+            out[k, _BUMP] += horizon - steps[k]
