@@ -1,0 +1,1 @@
+"""LEVER: reuse reinforcement-learning policies at inference time: retrieve, score, compose."""

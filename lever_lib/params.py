@@ -7,6 +7,7 @@ value is refused with one line that names the file, the key, the value and the r
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 import sys
@@ -75,7 +76,7 @@ class Sarsa:
     @model_validator(mode="after")
     def _snapshots_ordered(self) -> Sarsa:
         shares = self.snapshots
-        ordered = all(low < high for low, high in zip(shares, shares[1:], strict=False))
+        ordered = all(low < high for low, high in itertools.pairwise(shares))
         if not shares or shares[0] <= 0 or shares[-1] != 1.0 or not ordered:
             raise ValueError(f"snapshots = {list(shares)} must rise from above 0 to exactly 1.0")
         return self

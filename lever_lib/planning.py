@@ -9,6 +9,7 @@ own value, because only the second depends on the steps left. The better one at 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -54,17 +55,18 @@ class Plan:
     def paths(self, layout: Layout, starts: States) -> Paths:
         """Follow the plan from each start state, a full horizon ahead."""
         paths = empty_paths(layout, len(starts.cells))
-        t = layout.transitions
-        _plan_paths(
-            t.next_cell,
-            t.event,
-            layout.gold_index,
-            (self.end_value, self.end_action, self.stuck_value, self.stuck_action),
-            self.stay_cost * layout.horizon,
-            *starts,
-            *paths,
-        )
+        tables = _Tables(self.end_value, self.end_action, self.stuck_value, self.stuck_action)
+        _plan_paths(layout.transitions, layout.gold_index, tables, self.stay_cost * layout.horizon, starts, paths)
         return paths
+
+
+class _Tables(NamedTuple):
+    """The four tables of a plan, as kernels take them."""
+
+    end_value: np.ndarray
+    end_action: np.ndarray
+    stuck_value: np.ndarray
+    stuck_action: np.ndarray
 
 
 def plan(transitions: Transitions, rewards: RewardTables) -> Plan:
@@ -77,9 +79,9 @@ def plan(transitions: Transitions, rewards: RewardTables) -> Plan:
     Source: backward induction, Puterman (1994), section 4.5; the gold count is the only history that pays.
     """
     shape = (len(transitions.next_cell), *rewards.pay.exit.shape)
-    values = [np.empty(shape), np.empty(shape, np.int8), np.empty(shape), np.empty(shape, np.int8)]
-    _backward(transitions.next_cell, transitions.event, *rewards, *values)
-    return Plan(*values, rewards.pay.bump)
+    tables = _Tables(np.empty(shape), np.empty(shape, np.int8), np.empty(shape), np.empty(shape, np.int8))
+    _backward(transitions, rewards, tables)
+    return Plan(*tables, rewards.pay.bump)
 
 
 def optimum(layout: Layout, system: RewardSystem, support: np.ndarray | None = None) -> Outcome:
@@ -97,7 +99,10 @@ def optimum(layout: Layout, system: RewardSystem, support: np.ndarray | None = N
 
 
 @njit(cache=True, nogil=True)
-def _backward(next_cell, event, fixed, pay, end_value, end_action, stuck_value, stuck_action):  # noqa: ANN001, ANN202
+def _backward(transitions: Transitions, rewards: RewardTables, tables: _Tables) -> None:
+    next_cell, event, _ = transitions
+    fixed, pay = rewards
+    end_value, end_action, stuck_value, stuck_action = tables
     golds = pay.exit.shape[0]
     for s in range(len(next_cell) - 1, -1, -1):
         may_stay = True
@@ -113,10 +118,10 @@ def _backward(next_cell, event, fixed, pay, end_value, end_action, stuck_value, 
                 best_stuck, stuck_choice = (0.0 if may_stay else -np.inf), STAY
                 for a in range(4):
                     e = event[s, a]
-                    if e == BUMP or e == UNKNOWN:
+                    if e in (BUMP, UNKNOWN):
                         continue
                     reward = fixed[s, a]
-                    if e == ENTER_HAZARD or e == ENTER_EXIT:
+                    if e in (ENTER_HAZARD, ENTER_EXIT):
                         if e == ENTER_EXIT:
                             reward += pay.exit[left, taken]
                         if reward > best_end:
@@ -142,8 +147,16 @@ def _backward(next_cell, event, fixed, pay, end_value, end_action, stuck_value, 
 
 @njit(cache=True, nogil=True)
 def _plan_paths(
-    next_cell, event, gold_index, tables, stay_total, start_cells, golds, lever, cells, actions, steps, end
-):
+    transitions: Transitions,
+    gold_index: np.ndarray,
+    tables: _Tables,
+    stay_total: float,
+    starts: States,
+    paths: Paths,
+) -> None:
+    next_cell, event, _ = transitions
+    start_cells, golds, lever = starts
+    cells, actions, steps, end = paths
     end_value, end_action, stuck_value, stuck_action = tables
     for k in range(len(start_cells)):
         s, taken, n, left = start_cells[k], int(lever[k]), 0, 0
@@ -164,7 +177,7 @@ def _plan_paths(
             e = event[s, a]
             s = next_cell[s, a]
             n += 1
-            if e == ENTER_EXIT or e == ENTER_HAZARD:
+            if e in (ENTER_EXIT, ENTER_HAZARD):
                 cells[k, n] = s
                 end[k] = END_EXIT if e == ENTER_EXIT else END_HAZARD
                 break

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numba import njit
 
-from lever_lib.envs.gridworld import ENTER_EXIT, ENTER_GOLD, ENTER_HAZARD, ENTER_LEVER, Layout
+from lever_lib.envs.gridworld import ENTER_EXIT, ENTER_GOLD, ENTER_HAZARD, ENTER_LEVER, Layout, Transitions
 from lever_lib.envs.rewards import EVENTS, RewardSystem
 
 END_EXIT, END_HAZARD, END_STUCK = range(3)
@@ -97,8 +97,7 @@ def event_counts(layout: Layout, starts: States, paths: Paths) -> np.ndarray:
     A stuck path bumps for the rest of the horizon. The share of golds left counts as a fraction.
     """
     counts = np.zeros((len(paths.steps), len(EVENTS)))
-    t = layout.transitions
-    _count_events(*t, layout.gold_index, layout.horizon, *starts, *paths, counts)
+    _count_events(layout.transitions, layout.gold_index, layout.horizon, starts, paths, counts)
     return counts
 
 
@@ -120,27 +119,21 @@ def outcome(layout: Layout, system: RewardSystem, starts: States, paths: Paths) 
     steps = int(paths.steps[0])
     stuck = bool(paths.end[0] == END_STUCK)
     value = returns(event_counts(layout, starts, paths), [system])[0, 0]
-    return Outcome(
-        float(value), stuck, paths.cells[0, : steps + 1].copy(), paths.actions[0, : steps + stuck].copy()
-    )
+    return Outcome(float(value), stuck, paths.cells[0, : steps + 1].copy(), paths.actions[0, : steps + stuck].copy())
 
 
 @njit(cache=True, nogil=True)
 def _count_events(
-    next_cell,
-    event,
-    hazard_neighbours,
-    gold_index,
-    horizon,
-    start_cells,
-    golds,
-    lever,
-    cells,
-    actions,
-    steps,
-    end,
-    out,
-):
+    transitions: Transitions,
+    gold_index: np.ndarray,
+    horizon: int,
+    starts: States,
+    paths: Paths,
+    out: np.ndarray,
+) -> None:
+    next_cell, event, hazard_neighbours = transitions
+    _, golds, lever = starts
+    cells, actions, steps, end = paths
     total = golds.shape[1]
     for k in range(len(steps)):
         left = 0

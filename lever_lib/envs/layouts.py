@@ -22,7 +22,9 @@ def sample_layout(size: int, golds: int, blocks: int, hazards: int, seed: int) -
 
     Args:
         size: N, cells per side.
-        golds, blocks, hazards: how many of each.
+        golds: how many, likewise `blocks` and `hazards`.
+        blocks: see `golds`.
+        hazards: see `golds`.
         seed: of the layout, not of the root stream: seed k here is seed k in the published tables.
 
     Returns:

@@ -134,9 +134,7 @@ def reward_system(name: str, legacy_gold_exit: bool = False) -> RewardSystem:
     unknown = [part for part in parts if part not in COMPONENTS]
     if unknown:
         known = ", ".join(COMPONENTS)
-        raise LeverError(
-            f"setup {name!r}: {unknown[0]!r} is no reward component; components: {known}, joined by '-'"
-        )
+        raise LeverError(f"setup {name!r}: {unknown[0]!r} is no reward component; components: {known}, joined by '-'")
     if len(set(parts)) != len(parts):
         raise LeverError(f"setup {name!r}: each component may be named once")
     components = tuple(part for part in COMPONENTS if part in parts)

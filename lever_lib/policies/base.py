@@ -8,7 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from lever_lib.envs.gridworld import BUMP, ENTER_EXIT, ENTER_GOLD, ENTER_HAZARD, ENTER_LEVER, Layout, StatePay
+from lever_lib.envs.gridworld import (
+    BUMP,
+    ENTER_EXIT,
+    ENTER_GOLD,
+    ENTER_HAZARD,
+    ENTER_LEVER,
+    Layout,
+    StatePay,
+    Transitions,
+)
 from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, Paths, States, empty_paths
 
 
@@ -85,13 +94,14 @@ class CellPolicy:
     def paths(self, layout: Layout, starts: States) -> Paths:
         """Follow the policy from each start state."""
         paths = empty_paths(layout, len(starts.cells))
-        t = layout.transitions
-        _cell_paths(t.next_cell, t.event, self.actions, starts.cells, *paths)
+        _cell_paths(layout.transitions, self.actions, starts.cells, paths)
         return paths
 
 
 @njit(cache=True, nogil=True)
-def _cell_paths(next_cell, event, policy, start_cells, cells, actions, steps, end):  # noqa: ANN001, ANN202
+def _cell_paths(transitions: Transitions, policy: np.ndarray, start_cells: np.ndarray, paths: Paths) -> None:
+    next_cell, event, _ = transitions
+    cells, actions, steps, end = paths
     for k in range(len(start_cells)):
         s = start_cells[k]
         n = 0
@@ -104,7 +114,7 @@ def _cell_paths(next_cell, event, policy, start_cells, cells, actions, steps, en
                 break
             s = next_cell[s, a]
             n += 1
-            if e == ENTER_EXIT or e == ENTER_HAZARD:
+            if e in (ENTER_EXIT, ENTER_HAZARD):
                 cells[k, n] = s
                 end[k] = END_EXIT if e == ENTER_EXIT else END_HAZARD
                 break
@@ -150,12 +160,14 @@ def successor_table(layout: Layout, policies: np.ndarray) -> SuccessorTable:
         np.zeros(shape, np.int32),
         np.full(shape, END_STUCK, np.int8),
     )
-    _sweep_back(*layout.transitions, policies, *table)
+    _sweep_back(layout.transitions, policies, table)
     return table
 
 
 @njit(cache=True, nogil=True)
-def _sweep_back(next_cell, event, hazard_neighbours, policies, counts, golds, lever, steps, end):  # noqa: ANN001, ANN202
+def _sweep_back(transitions: Transitions, policies: np.ndarray, table: SuccessorTable) -> None:
+    next_cell, event, hazard_neighbours = transitions
+    counts, golds, lever, steps, end = table
     for m in range(policies.shape[0]):
         for s in range(policies.shape[1] - 1, -1, -1):
             own = policies[m, s]
@@ -180,7 +192,7 @@ def _sweep_back(next_cell, event, hazard_neighbours, policies, counts, golds, le
                         counts[m, s, a, 2] = 1
                         counts[m, s, a, 3] = hazard_neighbours[s, a]
                 steps[m, s, a] = 1
-                if e == ENTER_HAZARD or e == ENTER_EXIT:
+                if e in (ENTER_HAZARD, ENTER_EXIT):
                     end[m, s, a] = END_HAZARD if e == ENTER_HAZARD else END_EXIT
                     continue
                 for c in range(4):
@@ -215,30 +227,35 @@ class SuccessorPolicy:
     def paths(self, layout: Layout, starts: States) -> Paths:
         """Follow the policy from each start state, a full horizon ahead."""
         paths = empty_paths(layout, len(starts.cells))
-        t = layout.transitions
-        _, golds, lever, steps, end = self.psi
-        values = (self.fixed, golds, lever, steps, end, self.members)
-        _successor_paths(
-            t.next_cell, t.event, layout.gold_index, layout.horizon, values, self.pay, *starts, *paths
-        )
+        values = _Values(self.fixed, self.psi, self.members, self.pay)
+        _successor_paths(layout.transitions, layout.gold_index, layout.horizon, values, starts, paths)
         return paths
 
 
+class _Values(NamedTuple):
+    """A successor policy as kernels take it."""
+
+    fixed: np.ndarray
+    psi: SuccessorTable
+    members: np.ndarray
+    pay: StatePay
+
+
 @njit(cache=True, nogil=True)
-def _best_action(s, left, taken, steps_left, values, pay):  # noqa: ANN001, ANN202
-    fixed, golds, lever, steps, end, members = values
+def _best_action(s: int, left: int, taken: bool, steps_left: int, values: _Values) -> int:
+    fixed, psi, members, pay = values
     best, best_value = 0, -np.inf
     for a in range(4):
         for i in range(len(members)):
             m = members[i]
-            value = fixed[m, s, a] + pay.gold * golds[m, s, a]
-            pulled = lever[m, s, a]
+            value = fixed[m, s, a] + pay.gold * psi.golds[m, s, a]
+            pulled = psi.lever[m, s, a]
             if pulled and not taken:
                 value += pay.lever
-            if end[m, s, a] == END_EXIT:
-                value += pay.exit[max(left - golds[m, s, a], 0), int(taken or pulled)]
-            elif end[m, s, a] == END_STUCK:
-                value += pay.bump * (steps_left - steps[m, s, a])
+            if psi.end[m, s, a] == END_EXIT:
+                value += pay.exit[max(left - psi.golds[m, s, a], 0), int(taken or pulled)]
+            elif psi.end[m, s, a] == END_STUCK:
+                value += pay.bump * (steps_left - psi.steps[m, s, a])
             if value > best_value + 1e-9:  # rounding must not break ties
                 best, best_value = a, value
     return best
@@ -246,15 +263,23 @@ def _best_action(s, left, taken, steps_left, values, pay):  # noqa: ANN001, ANN2
 
 @njit(cache=True, nogil=True)
 def _successor_paths(
-    next_cell, event, gold_index, horizon, values, pay, start_cells, golds, lever, cells, actions, steps, end
-):
+    transitions: Transitions,
+    gold_index: np.ndarray,
+    horizon: int,
+    values: _Values,
+    starts: States,
+    paths: Paths,
+) -> None:
+    next_cell, event, _ = transitions
+    start_cells, golds, lever = starts
+    cells, actions, steps, end = paths
     for k in range(len(start_cells)):
         s, taken, n = start_cells[k], lever[k], 0
         left = 0
         for g in range(golds.shape[1]):
             left += golds[k, g]
         while True:
-            a = _best_action(s, left, taken, horizon - n, values, pay)
+            a = _best_action(s, left, taken, horizon - n, values)
             cells[k, n], actions[k, n] = s, a
             e = event[s, a]
             if e == BUMP:
@@ -262,7 +287,7 @@ def _successor_paths(
                 break
             s = next_cell[s, a]
             n += 1
-            if e == ENTER_EXIT or e == ENTER_HAZARD:
+            if e in (ENTER_EXIT, ENTER_HAZARD):
                 cells[k, n] = s
                 end[k] = END_EXIT if e == ENTER_EXIT else END_HAZARD
                 break

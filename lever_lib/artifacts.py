@@ -1,0 +1,237 @@
+"""Files of a run: where they are, whether they are whole, whether they are still true.
+
+Every stage owns the folder `outputs/<spec>/<stage>/`. It is written under a temporary name and renamed when it is
+complete; its entry in `manifest.json` comes last. The entry holds a key, made of what the stage depends on (the params
+keys it reads, the checksums of the stages before it, the sources it imports), and a checksum per file. Same key and
+same checksums: the stage is reused. Anything else: it is built again, and so is what depends on it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lever_lib.errors import MissingArtifactError
+from lever_lib.params import Params, resolved
+
+ROOT = Path(__file__).resolve().parents[1]
+MANIFEST = "manifest.json"
+
+
+def outputs_root() -> Path:
+    """Where all outputs go: `LEVER_OUTPUTS` if set, else `outputs/` of the repository."""
+    return Path(os.environ.get("LEVER_OUTPUTS") or ROOT / "outputs")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline and what it depends on.
+
+    Attributes:
+        name: of its folder.
+        notebook: the one that runs it.
+        files: what it writes.
+        params: keys of the params file that it reads.
+        upstream: stages whose files it reads.
+        module: of `lever_lib`; with everything it imports, the code that the result depends on.
+    """
+
+    name: str
+    notebook: str
+    files: tuple[str, ...]
+    params: tuple[str, ...]
+    upstream: tuple[Stage, ...]
+    module: str
+
+
+class Outputs:
+    """The artefacts of one spec.
+
+    Args:
+        spec: name of the spec and of its folder.
+        params: its settings.
+        root: of all outputs; by default `outputs_root()`.
+    """
+
+    def __init__(self, spec: str, params: Params, root: Path | None = None) -> None:
+        self.spec = spec
+        self.params = params
+        self.folder = (root or outputs_root()) / spec
+
+    def manifest(self) -> dict[str, Any]:
+        """Entries by stage; empty if nothing was built."""
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            return {}
+        try:
+            return json.loads(path.read_text())["stages"]
+        except (ValueError, KeyError, TypeError):
+            raise MissingArtifactError(
+                f"{path}: not a readable manifest; delete it and run the notebooks again"
+            ) from None
+
+    def key(self, stage: Stage) -> str:
+        """Hash of everything that `stage` depends on, as things are now."""
+        settings = resolved(self.params)
+        manifest = self.manifest()
+        parts = {
+            "params": {name: settings[name] for name in stage.params},
+            "upstream": {up.name: _lasting(manifest.get(up.name, {}).get("files", {})) for up in stage.upstream},
+            "sources": source_hash(stage.module),
+        }
+        return _sha256(json.dumps(parts, sort_keys=True).encode())
+
+    def fresh(self, stage: Stage) -> bool:
+        """Whether `stage` and all before it are whole and were built from what is there now."""
+        return self._problem(stage) is None
+
+    def require(self, stage: Stage) -> Path:
+        """Folder of a stage that another one wants to read.
+
+        Raises:
+            MissingArtifactError: if it is absent, damaged or out of date; names the notebook that writes it.
+        """
+        problem = self._problem(stage)
+        if problem:
+            raise MissingArtifactError(
+                f"{problem}; run notebook {stage.notebook} for spec {self.spec}, or ./run_all.sh {self.spec}"
+            )
+        return self.folder / stage.name
+
+    def _problem(self, stage: Stage) -> str | None:
+        """What keeps `stage` from being used, in words; None if nothing does."""
+        for up in stage.upstream:
+            problem = self._problem(up)
+            if problem:
+                return problem
+        entry = self.manifest().get(stage.name)
+        if entry is None:
+            return f"{self.folder / stage.name} is not built"
+        damaged = damaged_files(self.folder, entry)
+        if damaged:
+            return f"{damaged[0]} is missing or damaged"
+        if entry["key"] != self.key(stage):
+            return f"{self.folder / stage.name} was built from other params or code"
+        return None
+
+    @contextmanager
+    def writing(self, stage: Stage) -> Iterator[Path]:
+        """Give a temporary folder to write `stage` into; on leaving, put it in place and enter it in the manifest.
+
+        Nothing is changed if the block raises.
+
+        Raises:
+            MissingArtifactError: if a stage before it is not usable.
+        """
+        for up in stage.upstream:
+            self.require(up)
+        key = self.key(stage)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f".{stage.name}.writing"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        try:
+            yield draft
+            missing = [name for name in stage.files if not (draft / name).is_file()]
+            if missing:
+                raise MissingArtifactError(f"stage {stage.name} did not write {', '.join(missing)}")
+            written = sorted(path for path in draft.rglob("*") if path.is_file())
+            files = {f"{stage.name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
+            self.forget(stage.name)
+            _replace_folder(draft, self.folder / stage.name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        self.enter(stage.name, {"key": key, "root_seed": self.params.root_seed, "files": files})
+
+    def enter(self, name: str, entry: dict[str, Any]) -> None:
+        """Add an entry to the manifest, and put the resolved params beside it."""
+        _write_text(self.folder / "params.yaml", yaml.safe_dump(resolved(self.params), sort_keys=False))
+        stages = self.manifest() | {name: entry}
+        self._save(stages)
+
+    def forget(self, name: str) -> None:
+        """Take an entry out of the manifest."""
+        stages = self.manifest()
+        if stages.pop(name, None) is not None:
+            self._save(stages)
+
+    def _save(self, stages: dict[str, Any]) -> None:
+        content = {"spec": self.spec, "stages": dict(sorted(stages.items()))}
+        _write_text(self.folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def damaged_files(folder: Path, entry: dict[str, Any]) -> list[Path]:
+    """Files of a manifest entry that are missing or do not have their checksum."""
+    return [
+        folder / name
+        for name, checksum in sorted(entry["files"].items())
+        if not (folder / name).is_file() or file_hash(folder / name) != checksum
+    ]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def source_hash(module: str) -> str:
+    """Hash of a `lever_lib` module's source and of all `lever_lib` sources it imports, directly or not."""
+    package = Path(__file__).resolve().parent
+    seen: dict[str, bytes] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = package.parent / Path(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in seen or not path.is_file():
+            continue
+        seen[name] = path.read_bytes()
+        waiting += [found for found in _imports(seen[name]) if found.startswith(f"{package.name}.")]
+    return _sha256(b"\0".join(name.encode() + b"\0" + text for name, text in sorted(seen.items())))
+
+
+def _imports(source: bytes) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def _lasting(files: dict[str, str]) -> dict[str, str]:
+    """Checksums that count: measured seconds and joules differ from run to run."""
+    return {name: checksum for name, checksum in files.items() if "timings" not in Path(name).name}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.writing")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

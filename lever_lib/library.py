@@ -1,0 +1,257 @@
+"""The library: every policy of a spec with its Q-table, visit counts and training episodes, as open files."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lever_lib.artifacts import Outputs, Stage
+from lever_lib.envs.gridworld import Layout, make_layout, seed_name
+from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
+from lever_lib.errors import LeverError
+from lever_lib.jobs import run_jobs
+from lever_lib.params import Params, snapshot_episodes
+from lever_lib.planning import optimum
+from lever_lib.policies.base import CellPolicy, Episode, PolicyRecord, greedy_actions
+from lever_lib.policies.tabular import CurvePoint, TrainingJob, train
+from lever_lib.rollout import evaluate
+from lever_lib.seeding import stream
+
+STAGE = Stage(
+    name="library",
+    notebook="01_generation",
+    files=(
+        "policies.parquet",
+        "timings.parquet",
+        "curves.parquet",
+        "q_tables.npy",
+        "visits.npy",
+        "episodes.npz",
+        "layouts.npz",
+    ),
+    params=("grid", "seeds", "root_seed", "libraries", "sarsa", "energy"),
+    upstream=(),
+    module="lever_lib.library",
+)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library read from its files.
+
+    Attributes:
+        spec: it belongs to.
+        params: it was built with.
+        folder: of its files.
+    """
+
+    spec: str
+    params: Params
+    folder: Path
+
+    @cached_property
+    def policies(self) -> pd.DataFrame:
+        """One row per policy; row i has Q-table and visits i."""
+        return pd.read_parquet(self.folder / "policies.parquet")
+
+    @cached_property
+    def timings(self) -> pd.DataFrame:
+        """CPU seconds and joules that each policy took to train."""
+        return pd.read_parquet(self.folder / "timings.parquet")
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Learning curves, one row per run and chunk of episodes."""
+        return pd.read_parquet(self.folder / "curves.parquet")
+
+    @cached_property
+    def q_tables(self) -> np.ndarray:
+        """Action values, float64 (P, S, 4)."""
+        return np.load(self.folder / "q_tables.npy", mmap_mode="r")
+
+    @cached_property
+    def visits(self) -> np.ndarray:
+        """Times each action was taken in training, int32 (P, S, 4)."""
+        return np.load(self.folder / "visits.npy", mmap_mode="r")
+
+    @cached_property
+    def actions(self) -> np.ndarray:
+        """Greedy action of each policy in each cell, int8 (P, S)."""
+        return greedy_actions(self.q_tables)
+
+    @cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """Layouts by seed name."""
+        with np.load(self.folder / "layouts.npz") as stored:
+            return {
+                str(name): Layout(cells, str(name), self.params.grid.moves)
+                for name, cells in zip(stored["seeds"], stored["cells"], strict=True)
+            }
+
+    @cached_property
+    def systems(self) -> dict[str, RewardSystem]:
+        """The trained reward systems by name, under this spec's exit rule."""
+        return {name: self.system(name) for name in REWARD_SYSTEMS}
+
+    def system(self, setup: str) -> RewardSystem:
+        """Any reward system, under this spec's exit rule."""
+        return reward_system(setup, self.params.grid.legacy_gold_exit)
+
+    def layout(self, seed: int | str) -> Layout:
+        """The layout of a seed: `3`, `"3"` or `"0003"`.
+
+        Raises:
+            LeverError: if the library has none.
+        """
+        name = seed_name(seed)
+        if name not in self.layouts:
+            raise LeverError(f"seed {seed!r}: no such layout in spec {self.spec}; seeds: {', '.join(self.layouts)}")
+        return self.layouts[name]
+
+    def check_library(self, name: str) -> str:
+        """`name` if it is one of this spec's training budgets, else a `LeverError`."""
+        if name not in self.params.libraries:
+            raise LeverError(f"library {name!r}: spec {self.spec} has {', '.join(self.params.libraries)}")
+        return name
+
+    @cached_property
+    def episodes(self) -> list[Episode]:
+        """The training episode recorded at each policy's snapshot."""
+        golds = self.params.grid.golds
+        with np.load(self.folder / "episodes.npz") as stored:
+            offsets = stored["offsets"]
+            left = np.unpackbits(stored["golds"], axis=1, count=golds).astype(bool)
+            cells, actions, lever, hazards = (stored[k] for k in ("cells", "actions", "lever", "hazard_steps"))
+        spans = [slice(start, stop) for start, stop in itertools.pairwise(offsets)]
+        return [Episode(cells[s], actions[s.start : s.stop - 1], left[s], lever[s], hazards[s]) for s in spans]
+
+
+def build_library(params: Params, outputs: Outputs, overwrite: bool = False) -> Library:
+    """Train every policy of the spec, unless the library on disk is whole and was built from the same inputs."""
+    if overwrite or not outputs.fresh(STAGE):
+        with outputs.writing(STAGE) as folder:
+            jobs = training_jobs(params)
+            runs = list(run_jobs(train, jobs, params.execution, "training", threads=True))
+            layouts = list({job.layout.name: job.layout for job in jobs}.values())
+            _write(outputs.spec, params, folder, layouts, runs)
+    return load_library(params, outputs)
+
+
+def load_library(params: Params, outputs: Outputs) -> Library:
+    """Open the library on disk.
+
+    Raises:
+        MissingArtifactError: if it is absent, damaged or out of date.
+    """
+    return Library(outputs.spec, params, outputs.require(STAGE))
+
+
+def training_jobs(params: Params) -> list[TrainingJob]:
+    """One job per library, layout and reward system, each with its own random stream."""
+    layouts = [make_layout(params.grid, seed) for seed in params.seeds]
+    return [
+        TrainingJob(
+            layout=layout,
+            system=reward_system(setup, params.grid.legacy_gold_exit),
+            library=library,
+            sarsa=params.sarsa,
+            epsilon_decay=budget.epsilon_decay,
+            marks=snapshot_episodes(params, library),
+            rng=stream(params.root_seed, "training", library, layout.name, setup),
+        )
+        for library, budget in params.libraries.items()
+        for layout in layouts
+        for setup in REWARD_SYSTEMS
+    ]
+
+
+def _write(
+    spec: str,
+    params: Params,
+    folder: Path,
+    layouts: list[Layout],
+    runs: list[tuple[list[PolicyRecord], list[CurvePoint]]],
+) -> None:
+    records = [record for run, _ in runs for record in run]
+    by_name = {layout.name: layout for layout in layouts}
+    _policy_table(spec, params, records, by_name).to_parquet(folder / "policies.parquet", index=False)
+    _timing_table(params, records).to_parquet(folder / "timings.parquet", index=False)
+    _curve_table(runs).to_parquet(folder / "curves.parquet", index=False)
+    np.save(folder / "q_tables.npy", np.stack([record.q_table for record in records]))
+    np.save(folder / "visits.npy", np.stack([record.visits for record in records]).astype(np.int32))
+    np.savez_compressed(folder / "episodes.npz", **_pack_episodes([record.episode for record in records]))
+    np.savez_compressed(
+        folder / "layouts.npz",
+        seeds=np.array([layout.name for layout in layouts]),
+        cells=np.stack([layout.cells for layout in layouts]),
+        lever_then_exit=np.array([layout.lever_then_exit for layout in layouts]),
+    )
+
+
+def _policy_table(spec: str, params: Params, records: list[PolicyRecord], layouts: dict[str, Layout]) -> pd.DataFrame:
+    best: dict[tuple[str, str], float] = {}
+    rows = []
+    for index, record in enumerate(records):
+        layout = layouts[record.seed]
+        system = reward_system(record.setup, params.grid.legacy_gold_exit)
+        if (record.seed, record.setup) not in best:
+            best[record.seed, record.setup] = optimum(layout, system).return_
+        greedy = evaluate(CellPolicy(greedy_actions(record.q_table)), layout, system)
+        rows.append(
+            {
+                "policy_id": record.policy_id,
+                "spec": spec,
+                "source": record.source,
+                "setup": record.setup,
+                "library": record.library,
+                "seed": record.seed,
+                "snapshot": record.snapshot,
+                "episodes": record.episodes,
+                "description": record.description,
+                "return": greedy.return_,
+                "optimum": best[record.seed, record.setup],
+                "stuck": greedy.stuck,
+                "q_index": index,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _timing_table(params: Params, records: list[PolicyRecord]) -> pd.DataFrame:
+    watts = params.energy.watts_per_core
+    return pd.DataFrame(
+        {
+            "policy_id": [record.policy_id for record in records],
+            "train_seconds": [record.train_seconds for record in records],
+            "energy_joules": [record.train_seconds * watts for record in records],
+            "energy_label": "estimated",
+        }
+    )
+
+
+def _curve_table(runs: list[tuple[list[PolicyRecord], list[CurvePoint]]]) -> pd.DataFrame:
+    return pd.concat(
+        [
+            pd.DataFrame(curve).assign(library=run[0].library, seed=run[0].seed, setup=run[0].setup)
+            for run, curve in runs
+        ],
+        ignore_index=True,
+    )
+
+
+def _pack_episodes(episodes: list[Episode]) -> dict[str, np.ndarray]:
+    """Episodes end to end: `offsets[i]:offsets[i + 1]` are the states of episode i; the last has action -1."""
+    lengths = [len(episode.cells) for episode in episodes]
+    return {
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]),
+        "cells": np.concatenate([episode.cells for episode in episodes]),
+        "actions": np.concatenate([np.append(episode.actions, np.int8(-1)) for episode in episodes]),
+        "golds": np.packbits(np.concatenate([episode.golds for episode in episodes]), axis=1),
+        "lever": np.concatenate([episode.lever for episode in episodes]),
+        "hazard_steps": np.concatenate([episode.hazard_steps for episode in episodes]),
+    }
