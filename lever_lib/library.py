@@ -19,7 +19,7 @@ from lever_lib.params import Params, snapshot_episodes
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy, Episode, PolicyRecord, greedy_actions
 from lever_lib.policies.tabular import CurvePoint, TrainingJob, train
-from lever_lib.rollout import evaluate
+from lever_lib.rollout import evaluate, event_counts, returns, start_state
 from lever_lib.seeding import stream
 
 STAGE = Stage(
@@ -92,6 +92,21 @@ class Library:
                 str(name): Layout(cells, str(name), self.params.grid.moves)
                 for name, cells in zip(stored["seeds"], stored["cells"], strict=True)
             }
+
+    @cached_property
+    def event_counts(self) -> np.ndarray:
+        """Events of each policy's episode in its own layout, float64 (P, E)."""
+        counts = []
+        for seed, actions in zip(self.policies["seed"], self.actions, strict=True):
+            layout = self.layouts[seed]
+            start = start_state(layout)
+            counts.append(event_counts(layout, start, CellPolicy(actions).paths(layout, start)))
+        return np.concatenate(counts)
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        """Exact return of each policy under each trained reward system, float64 (P, R), columns as in `systems`."""
+        return returns(self.event_counts, list(self.systems.values()))
 
     @cached_property
     def systems(self) -> dict[str, RewardSystem]:

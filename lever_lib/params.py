@@ -96,7 +96,7 @@ class Regressor:
     """Predicts the return of an embedded policy under any reward system."""
 
     model: Literal["ridge"] = "ridge"
-    ridge_penalty: float = Field(10.0, gt=0)
+    ridge_penalty: float = Field(100.0, gt=0)
     interval_level: float = Field(0.9, gt=0, lt=1)  # nominal coverage of the prediction intervals
 
 
@@ -149,10 +149,10 @@ class Params:
 
     @model_validator(mode="after")
     def _whole(self) -> Params:
-        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
+        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 3:
             raise ValueError(
-                f"seeds = {list(self.seeds)} must be at least two different numbers: "
-                "the regressor is always tested on a layout that it has not seen"
+                f"seeds = {list(self.seeds)} must be at least three different numbers: a layout to train on, "
+                "one to calibrate intervals on, one to test on"
             )
         if not self.libraries or not all(_SPEC_NAME.fullmatch(name) for name in self.libraries):
             raise ValueError(

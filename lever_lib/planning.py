@@ -23,12 +23,13 @@ from lever_lib.envs.gridworld import (
     UNKNOWN,
     Layout,
     RewardTables,
+    States,
     Transitions,
     restrict,
     reward_tables,
 )
 from lever_lib.envs.rewards import RewardSystem
-from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, Outcome, Paths, States, empty_paths, evaluate
+from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, Outcome, Paths, empty_paths, evaluate
 
 STAY = -1  # action code of a plan: stop moving here, bump (or do nothing known) until the horizon
 

@@ -11,27 +11,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numba import njit
 
-from lever_lib.envs.gridworld import ENTER_EXIT, ENTER_GOLD, ENTER_HAZARD, ENTER_LEVER, Layout, Transitions
+from lever_lib.envs.gridworld import ENTER_EXIT, ENTER_GOLD, ENTER_HAZARD, ENTER_LEVER, Layout, States, Transitions
 from lever_lib.envs.rewards import EVENTS, RewardSystem
 
 END_EXIT, END_HAZARD, END_STUCK = range(3)
 _DECIMALS = 9  # of returns: sums of the same rewards in another order must compare equal
 
 _BUMP, _HAZARD, _STEP, _GOLD, _LEVER, _NEIGHBOUR, _EXIT, _ALL, _SOME, _SHARE, _WITH_LEVER = range(len(EVENTS))
-
-
-class States(NamedTuple):
-    """A batch of world states, horizon not included.
-
-    Attributes:
-        cells: int32 (K,).
-        golds: bool (K, G); which golds are left, in the order of `Layout.golds`.
-        lever: bool (K,); whether the lever was taken.
-    """
-
-    cells: np.ndarray
-    golds: np.ndarray
-    lever: np.ndarray
 
 
 class Paths(NamedTuple):

@@ -53,6 +53,20 @@ class Transitions(NamedTuple):
     hazard_neighbours: np.ndarray
 
 
+class States(NamedTuple):
+    """A batch of world states, horizon not included.
+
+    Attributes:
+        cells: int32 (K,).
+        golds: bool (K, G); which golds are left, in the order of `Layout.golds`.
+        lever: bool (K,); whether the lever was taken.
+    """
+
+    cells: np.ndarray
+    golds: np.ndarray
+    lever: np.ndarray
+
+
 class StatePay(NamedTuple):
     """What a reward system pays depending on what was collected.
 

@@ -16,9 +16,10 @@ from lever_lib.envs.gridworld import (
     ENTER_LEVER,
     Layout,
     StatePay,
+    States,
     Transitions,
 )
-from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, Paths, States, empty_paths
+from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, Paths, empty_paths
 
 
 class Episode(NamedTuple):
