@@ -42,7 +42,7 @@ class Stage:
         name: of its folder.
         notebook: the one that runs it.
         files: what it writes.
-        params: keys of the params file that it reads.
+        params: keys of the params file that it reads, dotted where it reads part of a section.
         upstream: stages whose files it reads.
         module: of `lever_lib`; with everything it imports, the code that the result depends on.
     """
@@ -86,7 +86,7 @@ class Outputs:
         settings = resolved(self.params)
         manifest = self.manifest()
         parts = {
-            "params": {name: settings[name] for name in stage.params},
+            "params": {name: _setting(settings, name) for name in stage.params},
             "upstream": {up.name: _lasting(manifest.get(up.name, {}).get("files", {})) for up in stage.upstream},
             "sources": source_hash(stage.module),
         }
@@ -211,6 +211,12 @@ def _imports(source: bytes) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return names
+
+
+def _setting(settings: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        settings = settings[part]
+    return settings
 
 
 def _lasting(files: dict[str, str]) -> dict[str, str]:

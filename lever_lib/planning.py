@@ -70,18 +70,19 @@ class _Tables(NamedTuple):
     stuck_action: np.ndarray
 
 
-def plan(transitions: Transitions, rewards: RewardTables) -> Plan:
+def plan(transitions: Transitions, rewards: RewardTables, keep: np.ndarray | None = None) -> Plan:
     """Best policy on known transitions.
 
     Args:
         transitions: acyclic: every move leads to a higher-numbered cell. `UNKNOWN` ones are never taken.
         rewards: of the same transitions.
+        keep: moves that may be planned with, by state, uint8 (S, G + 1, 2): bit a for action a. None: all.
 
     Source: backward induction, Puterman (1994), section 4.5; the gold count is the only history that pays.
     """
     shape = (len(transitions.next_cell), *rewards.pay.exit.shape)
     tables = _Tables(np.empty(shape), np.empty(shape, np.int8), np.empty(shape), np.empty(shape, np.int8))
-    _backward(transitions, rewards, tables)
+    _backward(transitions, rewards, np.full(shape, 15, np.uint8) if keep is None else keep, tables)
     return Plan(*tables, rewards.pay.bump)
 
 
@@ -100,7 +101,7 @@ def optimum(layout: Layout, system: RewardSystem, support: np.ndarray | None = N
 
 
 @njit(cache=True, nogil=True)
-def _backward(transitions: Transitions, rewards: RewardTables, tables: _Tables) -> None:
+def _backward(transitions: Transitions, rewards: RewardTables, keep: np.ndarray, tables: _Tables) -> None:
     next_cell, event, _ = transitions
     fixed, pay = rewards
     end_value, end_action, stuck_value, stuck_action = tables
@@ -119,7 +120,7 @@ def _backward(transitions: Transitions, rewards: RewardTables, tables: _Tables) 
                 best_stuck, stuck_choice = (0.0 if may_stay else -np.inf), STAY
                 for a in range(4):
                     e = event[s, a]
-                    if e in (BUMP, UNKNOWN):
+                    if e in (BUMP, UNKNOWN) or not (keep[s, left, taken] >> a) & 1:
                         continue
                     reward = fixed[s, a]
                     if e in (ENTER_HAZARD, ENTER_EXIT):

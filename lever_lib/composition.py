@@ -1,0 +1,353 @@
+"""Making one policy out of several, without a step in the environment.
+
+What may a composer read? The rungs are nested, and a method is handed an object that exposes its rung and no more:
+
+0. the candidates' Q-tables;
+1. + their successor features psi(s, a) by reward event;
+2. + the transitions on the support S of the candidates;
+3. + every transition seen in their training;
+4. the true model.
+
+The support S of some policies is, per cell, the greedy action of each of them, and every state-action that a method of
+rung 0 or 1 takes from the start when it composes them. What is best on S bounds everything below rung 3, so the regret
+to the optimum splits into what the support lacks and what the composer lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numba import njit
+
+from lever_lib.envs.gridworld import (
+    BUMP,
+    ENTER_EXIT,
+    ENTER_GOLD,
+    ENTER_HAZARD,
+    ENTER_LEVER,
+    UNKNOWN,
+    Layout,
+    RewardTables,
+    StatePay,
+    Transitions,
+    restrict,
+    reward_tables,
+    state_pay,
+)
+from lever_lib.envs.rewards import EVENTS, RewardSystem
+from lever_lib.errors import LeverError
+from lever_lib.planning import optimum, plan
+from lever_lib.policies.base import (
+    CellPolicy,
+    SuccessorPolicy,
+    SuccessorTable,
+    greedy_actions,
+    successor_table,
+)
+from lever_lib.rollout import Policy, evaluate
+
+_COUNTED = [EVENTS.index(name) for name in ("bump", "hazard", "step", "hazard_neighbour")]  # SuccessorTable.counts
+
+
+@dataclass(frozen=True)
+class QTables:
+    """Rung 0.
+
+    Attributes:
+        q_tables: of the candidates, float64 (M, S, 4).
+    """
+
+    q_tables: np.ndarray
+
+
+@dataclass(frozen=True)
+class Successors(QTables):
+    """Rung 1.
+
+    Attributes:
+        psi: successor features of a set of policies, the candidates among them.
+        fixed: what the counts of psi pay under the question's reward, float64 (P, S, 4).
+        pay: what golds, lever, exit and being stuck pay.
+        members: rows of psi that are the candidates, int32 (M,).
+    """
+
+    psi: SuccessorTable
+    fixed: np.ndarray
+    pay: StatePay
+    members: np.ndarray
+
+
+@dataclass(frozen=True)
+class Support(Successors):
+    """Rung 2.
+
+    Attributes:
+        transitions: on the support; the rest is unknown.
+        rewards: of these transitions.
+    """
+
+    transitions: Transitions
+    rewards: RewardTables
+
+
+@dataclass(frozen=True)
+class Experience(Support):
+    """Rung 3: `transitions` hold the support and everything seen in training.
+
+    Attributes:
+        visits: times each action was taken in the candidates' training, int64 (S, 4).
+        alpha: step size of that training.
+    """
+
+    visits: np.ndarray
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to compose.
+
+    Attributes:
+        name: id in tables and on the command line.
+        rung: what it may read.
+        compose: from the rung's view to a policy.
+    """
+
+    name: str
+    rung: int
+    compose: Callable[[QTables], Policy]
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(name: str, rung: int) -> Callable[[Callable[..., Policy]], Callable[..., Policy]]:
+    """Make a function a composition method: it takes the view of its rung (0 to 3) and returns a policy."""
+    if rung not in range(4):
+        raise LeverError(f"rung = {rung}: must be 0, 1, 2 or 3")
+
+    def add(compose: Callable[..., Policy]) -> Callable[..., Policy]:
+        METHODS[name] = Method(name, rung, compose)
+        return compose
+
+    return add
+
+
+@register("qsum", rung=0)
+def qsum(view: QTables) -> CellPolicy:
+    """Act greedily on the sum of the Q-tables."""
+    return CellPolicy(greedy_actions(view.q_tables.sum(axis=0)))
+
+
+@register("gpi", rung=1)
+def gpi(view: Successors) -> SuccessorPolicy:
+    """One step of generalised policy improvement over the candidates, under the question's reward.
+
+    Source: Barreto et al. (2017), theorem 1.
+    """
+    return SuccessorPolicy(view.psi, view.fixed, view.pay, view.members)
+
+
+@register("exnonzero", rung=3)
+def exnonzero(view: Experience) -> Policy:
+    """ExNonZeroDiscount: drop moves that training has shown to be worse than a sibling, plan on what is left."""
+    keep, _ = prune(view)
+    return plan(view.transitions, view.rewards, keep)
+
+
+def method(name: str) -> Method:
+    """The registered method called `name`, else a `LeverError` that lists them."""
+    if name not in METHODS:
+        raise LeverError(f"method {name!r}: must be one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def prune(view: Experience) -> tuple[np.ndarray, float]:
+    """Moves that survive the bounds of ExNonZeroDiscount.
+
+    n SARSA updates of size alpha move a value from 0 to (1 - (1 - alpha)^n) (r + Q'). With n from 1 to the visit count
+    and Q' between the bounds of the next state this bounds each move's value, undiscounted like all planning here.
+    A move whose upper bound is not above a sibling's lower bound goes. A supported move that training never took may
+    have any number of updates.
+
+    Returns:
+        Bit a of uint8 (S, G + 1, 2) for action a in (cell, golds left, lever taken), and the share of moves dropped
+        among the states that can be reached from the start.
+    """
+    shape = (len(view.visits), *view.rewards.pay.exit.shape)
+    keep = np.full(shape, 15, np.uint8)
+    once = view.alpha
+    most = np.where(view.visits > 0, 1 - (1 - view.alpha) ** np.maximum(view.visits, 1), 1.0)
+    upper, lower = np.empty(shape), np.empty(shape)
+    _bound(view.transitions, view.rewards, once, most, keep, upper, lower)
+    dropped, moves = _count_dropped(view.transitions, keep, np.zeros(shape, np.bool_))
+    return keep, dropped / max(moves, 1)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Policies of one layout, and the question that is asked of them.
+
+    The pool knows everything; methods see it through `view`.
+
+    Attributes:
+        layout: the world.
+        system: the reward that the composed policy is wanted for.
+        q_tables: float64 (P, S, 4).
+        visits: int32 (P, S, 4).
+        alpha: step size that trained them.
+    """
+
+    layout: Layout
+    system: RewardSystem
+    q_tables: np.ndarray
+    visits: np.ndarray
+    alpha: float
+    _supports: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, repr=False)
+
+    def fresh(self) -> Pool:
+        """The same pool with nothing computed yet."""
+        return Pool(self.layout, self.system, self.q_tables, self.visits, self.alpha)
+
+    @cached_property
+    def actions(self) -> np.ndarray:
+        """Greedy actions, int8 (P, S)."""
+        return greedy_actions(self.q_tables)
+
+    @cached_property
+    def psi(self) -> SuccessorTable:
+        """Successor features of the greedy policies."""
+        return successor_table(self.layout, self.actions)
+
+    @cached_property
+    def fixed(self) -> np.ndarray:
+        """What the counts of psi pay, float64 (P, S, 4)."""
+        return self.psi.counts @ self.system.weights[_COUNTED]
+
+    @cached_property
+    def pay(self) -> StatePay:
+        """What depends on golds left and lever."""
+        return state_pay(len(self.layout.golds), self.system)
+
+    def view(self, rung: int, members: tuple[int, ...]) -> QTables:
+        """What a method of a rung may read of some of the policies."""
+        q_tables = self.q_tables[list(members)]
+        if rung == 0:
+            return QTables(q_tables)
+        successors = (q_tables, self.psi, self.fixed, self.pay, np.array(members, np.int32))
+        if rung == 1:
+            return Successors(*successors)
+        support = self.row_support(rung, members)
+        known = restrict(self.layout.transitions, support)
+        rewards = reward_tables(known, len(self.layout.golds), self.system)
+        if rung == 2:
+            return Support(*successors, known, rewards)
+        return Experience(*successors, known, rewards, self.total_visits(members), self.alpha)
+
+    def compose(self, method: Method, members: tuple[int, ...]) -> Policy:
+        """The policy that a method makes of some of the policies."""
+        return method.compose(self.view(method.rung, members))
+
+    def total_visits(self, members: tuple[int, ...]) -> np.ndarray:
+        """Times each action was taken in the training of any of the policies, int64 (S, 4)."""
+        return self.visits[list(members)].sum(axis=0, dtype=np.int64)
+
+    def support(self, members: tuple[int, ...]) -> np.ndarray:
+        """S of some policies, bool (S, 4): their greedy actions, and what rungs 0 and 1 do with them from the start."""
+        if members not in self._supports:
+            support = np.zeros(self.q_tables.shape[1:], dtype=bool)
+            cells = np.arange(len(support))
+            for member in members:
+                support[cells, self.actions[member]] = True
+            for each in [each for each in METHODS.values() if each.rung <= 1]:
+                episode = evaluate(self.compose(each, members), self.layout, self.system)
+                support[episode.cells[: len(episode.actions)], episode.actions] = True
+            self._supports[members] = support
+        return self._supports[members]
+
+    def row_support(self, rung: int, members: tuple[int, ...]) -> np.ndarray:
+        """What a method's regret is measured on, bool (S, 4): S, for rung 3 together with everything visited."""
+        support = self.support(members)
+        return support | (self.total_visits(members) > 0) if rung == 3 else support
+
+    def support_return(self, rung: int, members: tuple[int, ...]) -> float:
+        """The best return on a row's support."""
+        return optimum(self.layout, self.system, self.row_support(rung, members)).return_
+
+
+@njit(cache=True, nogil=True)
+def _bound(
+    transitions: Transitions,
+    rewards: RewardTables,
+    once: float,
+    most: np.ndarray,
+    keep: np.ndarray,
+    upper: np.ndarray,
+    lower: np.ndarray,
+) -> None:
+    next_cell, event, _ = transitions
+    fixed, pay = rewards
+    cells, golds = upper.shape[:2]
+    highs, lows = np.empty(4), np.empty(4)
+    for s in range(cells - 1, -1, -1):
+        for left in range(golds):
+            for taken in range(2):
+                best_low, best = -np.inf, -1
+                best_high = -np.inf
+                for a in range(4):
+                    e = event[s, a]
+                    if e in (BUMP, UNKNOWN):
+                        continue
+                    reward, next_high, next_low = fixed[s, a], 0.0, 0.0
+                    if e == ENTER_EXIT:
+                        reward += pay.exit[left, taken]
+                    elif e != ENTER_HAZARD:
+                        left_after, taken_after = left, taken
+                        if e == ENTER_GOLD and left > 0:
+                            reward += pay.gold
+                            left_after -= 1
+                        elif e == ENTER_LEVER and taken == 0:
+                            reward += pay.lever
+                            taken_after = 1
+                        s_after = next_cell[s, a]
+                        next_high = upper[s_after, left_after, taken_after]
+                        next_low = lower[s_after, left_after, taken_after]
+                    high, low = reward + next_high, reward + next_low
+                    highs[a] = max(once * high, most[s, a] * high)
+                    lows[a] = min(once * low, most[s, a] * low)
+                    best_high = max(best_high, highs[a])
+                    if lows[a] > best_low:
+                        best_low, best = lows[a], a
+                if best == -1:  # nothing moves from here: staying costs something between nothing and all steps
+                    upper[s, left, taken], lower[s, left, taken] = 0.0, pay.bump * cells
+                    continue
+                upper[s, left, taken], lower[s, left, taken] = best_high, best_low
+                for a in range(4):
+                    if event[s, a] not in (BUMP, UNKNOWN) and a != best and highs[a] <= best_low:
+                        keep[s, left, taken] &= ~(1 << a)
+
+
+@njit(cache=True, nogil=True)
+def _count_dropped(transitions: Transitions, keep: np.ndarray, reached: np.ndarray) -> tuple[int, int]:
+    next_cell, event, _ = transitions
+    cells, golds = reached.shape[:2]
+    reached[0, golds - 1, 0] = True
+    dropped, moves = 0, 0
+    for s in range(cells):
+        for left in range(golds):
+            for taken in range(2):
+                if not reached[s, left, taken]:
+                    continue
+                for a in range(4):
+                    e = event[s, a]
+                    if e in (BUMP, UNKNOWN):
+                        continue
+                    moves += 1
+                    dropped += not (keep[s, left, taken] >> a) & 1
+                    if e not in (ENTER_EXIT, ENTER_HAZARD):
+                        left_after = left - 1 if e == ENTER_GOLD and left > 0 else left
+                        reached[next_cell[s, a], left_after, 1 if e == ENTER_LEVER else taken] = True
+    return dropped, moves

@@ -1,0 +1,80 @@
+"""From a question in words to objectives and sub-queries.
+
+`offline` needs no network: it recognises objectives by the words people use for them and then picks, from a pool of
+sentences, the smallest set that covers exactly these objectives. `none` hands the question on as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import combinations
+
+from lever_lib.envs.rewards import COMPONENTS
+from lever_lib.errors import LeverError
+
+# Reaching the exit alone is no objective: every policy is meant to.
+_WORDS = {
+    "path": r"fast\w*|short\w*|quick\w*|direct\w*|swift\w*|speed\w*|hurry\w*|hast\w*",
+    "gold": r"gold\w*|coins?|treasures?",
+    "hazard": r"hazard\w*|traps?|danger\w*|safe\w*",
+    "lever": r"levers?|switch\w*|mechanism\w*",
+}
+_PATTERNS = {name: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for name, words in _WORDS.items()}
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """What a question asks for.
+
+    Attributes:
+        query: as it was asked.
+        objectives: component names recognised, in the order of the reward table.
+        sub_queries: sentences to search for, one policy each.
+        confidence: 1 if words of an objective were found, else 0: recognition by words knows no degrees.
+    """
+
+    query: str
+    objectives: tuple[str, ...]
+    sub_queries: tuple[str, ...]
+    confidence: float
+
+
+def recognise(text: str) -> tuple[str, ...]:
+    """Objectives that a text names, in the order of the reward table; empty if there are none."""
+    return tuple(name for name in COMPONENTS if name in _PATTERNS and _PATTERNS[name].search(text))
+
+
+def decompose(query: str, pool: tuple[str, ...], how: str = "offline") -> Decomposition:
+    """Split a question into sub-queries.
+
+    Args:
+        query: in words.
+        pool: sentences to choose from.
+        how: `offline` or `none`.
+
+    Raises:
+        LeverError: if the query is empty, or if `offline` recognises objectives that the pool cannot say exactly.
+    """
+    if not query.strip():
+        raise LeverError("query: must not be empty")
+    objectives = recognise(query)
+    confidence = 1.0 if objectives else 0.0
+    if how == "none":
+        return Decomposition(query, objectives, (query,), confidence)
+    if how != "offline":
+        raise LeverError(f"decompose = {how!r}: must be 'offline' or 'none'")
+    return Decomposition(query, objectives, _cover(objectives, pool), confidence)
+
+
+def _cover(objectives: tuple[str, ...], pool: tuple[str, ...]) -> tuple[str, ...]:
+    """The first smallest set of pool sentences whose objectives together are exactly `objectives`."""
+    if not objectives:
+        return ()
+    meanings = {sentence: set(recognise(sentence)) for sentence in pool}
+    useful = [sentence for sentence in pool if meanings[sentence] and meanings[sentence] <= set(objectives)]
+    for count in range(1, len(useful) + 1):
+        for chosen in combinations(useful, count):
+            if set().union(*(meanings[sentence] for sentence in chosen)) == set(objectives):
+                return chosen
+    raise LeverError(f"query asks for {', '.join(objectives)}, which the sentences to choose from cannot cover exactly")
