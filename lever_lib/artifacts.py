@@ -34,6 +34,11 @@ def outputs_root() -> Path:
     return Path(os.environ.get("LEVER_OUTPUTS") or ROOT / "outputs")
 
 
+def shown(path: Path) -> str:
+    """A path as messages show it: from the repository's root where it lies inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the pipeline and what it depends on.
@@ -117,12 +122,12 @@ class Outputs:
                 return problem
         entry = self.manifest().get(stage.name)
         if entry is None:
-            return f"{self.folder / stage.name} is not built"
+            return f"{shown(self.folder / stage.name)} is not built"
         damaged = damaged_files(self.folder, entry)
         if damaged:
-            return f"{damaged[0]} is missing or damaged"
+            return f"{shown(damaged[0])} is missing or damaged"
         if entry["key"] != self.key(stage):
-            return f"{self.folder / stage.name} was built from other params or code"
+            return f"{shown(self.folder / stage.name)} was built from other params or code"
         return None
 
     @contextmanager

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lever_lib.envs.layouts import BLOCK, EXIT, GOLD, HAZARD, LEVER, START, sample_layout
+from lever_lib.envs.layouts import BLOCK, EMPTY, EXIT, GOLD, HAZARD, LEVER, START, sample_layout
 from lever_lib.envs.rewards import EVENTS, RewardSystem
 from lever_lib.errors import LeverError
 from lever_lib.params import Grid
@@ -36,6 +36,7 @@ ACTIONS = 4
 ENTER_EMPTY, ENTER_GOLD, ENTER_LEVER, ENTER_EXIT, ENTER_HAZARD, BUMP, UNKNOWN = range(7)
 _EVENT_OF_CELL = {GOLD: ENTER_GOLD, LEVER: ENTER_LEVER, EXIT: ENTER_EXIT, HAZARD: ENTER_HAZARD}
 
+_SYMBOLS = {START: "S", EXIT: "E", GOLD: "G", LEVER: "L", BLOCK: "#", HAZARD: "x", EMPTY: "."}
 _W = {name: index for index, name in enumerate(EVENTS)}
 
 
@@ -186,6 +187,18 @@ class Layout:
         if key not in self._cache:
             self._cache[key] = reward_tables(self.transitions, len(self.golds), system)
         return self._cache[key]
+
+    def drawn(self, cells: np.ndarray | None = None) -> str:
+        """The layout as text, one character per cell; the cells of a path in brackets.
+
+        S start, E exit, G gold, L lever, # block, x hazard, . empty.
+        """
+        on_path = np.isin(np.arange(self.cells.size), [] if cells is None else cells).reshape(self.cells.shape)
+        lines = []
+        for codes, marks in zip(self.cells, on_path, strict=True):
+            symbols = [_SYMBOLS[int(code)] for code in codes]
+            lines.append("".join(f"[{s}]" if mark else f" {s} " for s, mark in zip(symbols, marks, strict=True)))
+        return "\n".join(lines)
 
     @cached_property
     def lever_then_exit(self) -> bool:
