@@ -131,7 +131,8 @@ def _search(options: argparse.Namespace) -> None:
     for sub_query, table in zip(answer.sub_queries, found, strict=True):
         _say(f"\n{sub_query}")
         _say(table.to_string(index=False, float_format="{:.2f}".format))
-    _say(f"\n{options.method} of {' + '.join(answer.policy_ids)}")
+    few = len(answer.policy_ids) <= 6
+    _say(f"\n{options.method} of {' + '.join(answer.policy_ids) if few else f'{len(answer.policy_ids)} policies'}")
     _say(
         f"as {answer.setup} on layout {answer.layout.name}: return {answer.return_:.2f}, optimum {answer.optimum:.2f}, "
         f"predicted {answer.predicted_return:.2f}{', gets stuck' if answer.stuck else ''} ({answer.seconds:.2f} s)"

@@ -92,7 +92,7 @@ class Outputs:
         manifest = self.manifest()
         parts = {
             "params": {name: _setting(settings, name) for name in stage.params},
-            "upstream": {up.name: _lasting(manifest.get(up.name, {}).get("files", {})) for up in stage.upstream},
+            "upstream": {up.name: lasting_files(manifest.get(up.name, {}).get("files", {})) for up in stage.upstream},
             "sources": source_hash(stage.module),
         }
         return _sha256(json.dumps(parts, sort_keys=True).encode())
@@ -224,7 +224,7 @@ def _setting(settings: dict[str, Any], key: str) -> Any:
     return settings
 
 
-def _lasting(files: dict[str, str]) -> dict[str, str]:
+def lasting_files(files: dict[str, str]) -> dict[str, str]:
     """Checksums that count: measured seconds and joules differ from run to run."""
     return {name: checksum for name, checksum in files.items() if "timings" not in Path(name).name}
 

@@ -1,0 +1,145 @@
+"""Run the numbered notebooks of a spec, one after the other; skip those whose inputs have not changed.
+
+`run_all.sh` calls this. An executed notebook is an artefact: it is kept under `outputs/<spec>/notebooks/` and entered
+in the manifest together with the figures it drew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lever_lib import experiment, index, library, pi2vec, regressor
+from lever_lib.artifacts import ROOT, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
+from lever_lib.errors import LeverError
+from lever_lib.params import load_params, resolved
+
+FOLDER = ROOT / "notebooks"
+STAGES: dict[str, Stage] = {
+    stage.notebook: stage for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE, experiment.STAGE)
+}
+
+
+def numbered_notebooks(start: str = "01") -> list[Path]:
+    """The notebooks of the main pipeline, in order, from number `start` on.
+
+    Raises:
+        LeverError: if there is none with that number.
+    """
+    paths = sorted(FOLDER.glob("0[0-9]_*.ipynb"))
+    numbers = [path.name[:2] for path in paths]
+    if start not in numbers:
+        raise LeverError(f"--from {start}: no such notebook; numbers: {', '.join(numbers)}")
+    return paths[numbers.index(start) :]
+
+
+def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
+    """Execute one notebook for a spec, unless its executed copy is up to date.
+
+    Returns:
+        Whether it ran.
+
+    Raises:
+        LeverError: if a cell fails; the partly executed notebook is kept for reading.
+    """
+    entry_name = f"notebooks/{path.stem}"
+    entry = outputs.manifest().get(entry_name)
+    stage = STAGES.get(path.stem)
+    whole = stage is None or outputs.fresh(stage)
+    if entry and whole and entry["key"] == _key(path, outputs) and not damaged_files(outputs.folder, entry):
+        return False
+    outputs.forget(entry_name)
+    target = outputs.folder / "notebooks" / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
+    failed.unlink(missing_ok=True)
+    _execute(path, draft, failed, spec)
+    draft.replace(target)
+    figures = sorted((outputs.folder / "figures").glob(f"{path.name[:2]}_*"))
+    files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *figures]}
+    outputs.enter(entry_name, {"key": _key(path, outputs), "root_seed": outputs.params.root_seed, "files": files})
+    return True
+
+
+def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        papermill.execute_notebook(
+            str(path),
+            str(draft),
+            parameters={"spec": spec},
+            kernel_name="python3",
+            cwd=str(FOLDER),
+            progress_bar=sys.stderr.isatty(),
+        )
+    except PapermillExecutionError as error:
+        draft.replace(failed)
+        reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+        raise LeverError(f"notebook {path.name} failed for spec {spec}: {reason}; read {shown(failed)}") from None
+    except KeyboardInterrupt:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _key(path: Path, outputs: Outputs) -> str:
+    """Hash of all that an executed notebook shows: its cells, the params, the code, the stages."""
+    cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    stages = {name: lasting_files(entry["files"]) for name, entry in outputs.manifest().items() if "/" not in name}
+    upstream = _upstream(STAGES.get(path.stem))
+    parts: dict[str, Any] = {
+        "cells": cells,
+        "params": resolved(outputs.params),
+        "sources": [source_hash("lever_lib.api"), source_hash("lever_lib.experiment"), source_hash("lever_lib.plots")],
+        "stages": {name: files for name, files in stages.items() if not upstream or name in upstream},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _upstream(stage: Stage | None) -> set[str]:
+    """Names of a stage and of everything before it."""
+    return {stage.name}.union(*(_upstream(up) for up in stage.upstream)) if stage else set()
+
+
+def run_spec(spec: str, start: str) -> None:
+    """Run the notebooks of one spec and say where the results are."""
+    outputs = Outputs(spec, load_params(spec))
+    for path in numbered_notebooks(start):
+        sys.stderr.write(f"{spec}: {path.stem} ... ")
+        sys.stderr.flush()
+        started = time.perf_counter()
+        ran = run_notebook(path, spec, outputs)
+        sys.stderr.write(f"{time.perf_counter() - started:.1f} s\n" if ran else "up to date\n")
+    folder = shown(outputs.folder)
+    sys.stdout.write(
+        f"{spec}: results in {folder}/composition/results.csv, figures in {folder}/figures, "
+        f"executed notebooks in {folder}/notebooks\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m lever_lib.notebooks [--from NN] SPEC...`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="run_all.sh", description="Run the numbered notebooks.")
+    parser.add_argument("specs", nargs="+", metavar="SPEC")
+    parser.add_argument("--from", dest="start", default="01", metavar="NN", help="notebook to start at")
+    options = parser.parse_args(arguments)
+    try:
+        for spec in options.specs:
+            run_spec(spec, options.start)
+    except LeverError as error:
+        sys.stderr.write(f"\n{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; finished stages are kept, run the same command again to go on\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

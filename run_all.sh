@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Reproduce everything from one command.
+#
+#   ./run_all.sh [SPEC...]       run notebooks 01-06 for each spec (default: 8x8 16x16 32x32)
+#   ./run_all.sh --from 05 8x8   start at a notebook
+#   ./run_all.sh smoke           the whole pipeline at toy size
+#   ./run_all.sh test            lint, tests, and a re-run of every committed notebook
+#   ./run_all.sh notebooks       re-execute the committed notebooks in place, at the 8x8 spec
+#
+# Everything is installed into .venv on the first call.
+set -euo pipefail
+[[ -z ${LEVER_OUTPUTS:-} ]] || LEVER_OUTPUTS=$(realpath -m -- "$LEVER_OUTPUTS") # before moving away
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+die() { echo "run_all.sh: $1" >&2; exit 2; }
+
+usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+set_up() {
+  local stamp=.venv/requirements.sha256 wanted python=${PYTHON:-python3}
+  command -v "$python" >/dev/null || die "no $python found; install Python 3.11 or newer"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version) is too old; needs 3.11 or newer"
+  wanted=$(cat requirements.txt pyproject.toml | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+  if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && .venv/bin/python -c 'import lever_lib' 2>/dev/null; then
+    return
+  fi
+  echo "setting up .venv (a few minutes, once)" >&2
+  "$python" -m venv --clear .venv || die "could not make .venv; on Debian: apt install python3-venv"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+    || die "installing requirements.txt failed; is the network there? Run the same command again."
+  echo "$wanted" >"$stamp"
+}
+
+# One thread per process: the work is spread over processes, and two thread pools on one core fight.
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYDEVD_DISABLE_FILE_VALIDATION=1
+
+run_tests() {
+  LEVER_OUTPUTS=$(mktemp -d)
+  export LEVER_OUTPUTS
+  trap 'rm -rf "$LEVER_OUTPUTS"' EXIT
+  .venv/bin/ruff check --no-cache .
+  .venv/bin/ruff format --no-cache --check .
+  .venv/bin/python -m pytest -p no:cacheprovider tests
+  .venv/bin/python -m pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout 600 \
+    --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+}
+
+run_notebooks_in_place() {
+  LEVER_OUTPUTS=$(mktemp -d)
+  export LEVER_OUTPUTS
+  trap 'rm -rf "$LEVER_OUTPUTS"' EXIT
+  TQDM_DISABLE=1 .venv/bin/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/[0-9]*.ipynb
+  .venv/bin/python -m nbstripout --keep-output --keep-id \
+    --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/[0-9]*.ipynb
+}
+
+specs=()
+from=01
+while (($#)); do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --from) [[ ${2:-} =~ ^[0-9][0-9]$ ]] || die "--from needs the two digits of a notebook, e.g. --from 05"; from=$2; shift ;;
+    --from=*) [[ ${1#*=} =~ ^[0-9][0-9]$ ]] || die "--from needs the two digits of a notebook, e.g. --from 05"; from=${1#*=} ;;
+    -*) die "unknown option $1; see ./run_all.sh --help" ;;
+    *) specs+=("$1") ;;
+  esac
+  shift
+done
+
+set_up
+case ${specs[0]:-} in
+  test) run_tests ;;
+  notebooks) run_notebooks_in_place ;;
+  *)
+    ((${#specs[@]})) || specs=(8x8 16x16 32x32)
+    .venv/bin/python -m lever_lib.params "${specs[@]}"
+    exec .venv/bin/python -m lever_lib.notebooks --from "$from" "${specs[@]}"
+    ;;
+esac
