@@ -5,7 +5,10 @@ Colours come from a palette that colour-blind readers can tell apart, and never 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +26,6 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": "medium",
-    "svg.hashsalt": "lever",
 }
 # Cell codes with a look of their own: name, fill, letter.
 _CELLS = {
@@ -34,6 +36,20 @@ _CELLS = {
     -1: ("block", "#4d4d4d", ""),
     -2: ("hazard", "#d55e00", "x"),
 }
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+    """Draw in the project's style without changing the style of the caller's own figures."""
+
+    @wraps(draw)
+    def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+        with plt.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
 
 
 def save_figure(figure: Figure, outputs: Outputs, name: str) -> list[Path]:
@@ -49,11 +65,12 @@ def save_figure(figure: Figure, outputs: Outputs, name: str) -> list[Path]:
     paths = []
     for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None})):
         draft = folder / f".{name}.writing.{ending}"
-        figure.savefig(draft, metadata=metadata, bbox_inches="tight")
+        figure.savefig(draft, metadata=metadata, dpi=STYLE["savefig.dpi"])
         paths.append(draft.replace(folder / f"{name}.{ending}"))
     return paths
 
 
+@_styled
 def layout_paths(cells: np.ndarray, paths: dict[str, np.ndarray], title: str) -> Figure:
     """A layout with paths drawn on it.
 
@@ -63,7 +80,7 @@ def layout_paths(cells: np.ndarray, paths: dict[str, np.ndarray], title: str) ->
         title: above the figure.
     """
     size = len(cells)
-    figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.6, 4.6), layout="constrained")
     codes = list(_CELLS)
     image = np.zeros(cells.shape, dtype=int)
     for index, code in enumerate(codes, start=1):
@@ -79,10 +96,11 @@ def layout_paths(cells: np.ndarray, paths: dict[str, np.ndarray], title: str) ->
         axes.plot(columns + offset, rows + offset, dash, color=colour, marker=".", label=label, linewidth=1.8)
     axes.set(title=title, xticks=range(0, size, max(1, size // 8)), yticks=range(0, size, max(1, size // 8)))
     axes.set(xlabel="column", ylabel="row")
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
+@_styled
 def embedding_map(coordinates: np.ndarray, labels: pd.DataFrame, title: str) -> Figure:
     """Policies as points in a plane.
 
@@ -97,10 +115,12 @@ def embedding_map(coordinates: np.ndarray, labels: pd.DataFrame, title: str) -> 
         data, x="x", y="y", hue="setup", style="setup", palette="colorblind", s=45, alpha=0.85, linewidth=0, ax=axes
     )
     axes.set(title=title, xlabel="first principal component", ylabel="second principal component")
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, title="trained for")
+    axes.get_legend().remove()
+    figure.legend(loc="outside right center", frameon=False, title="trained for")
     return figure
 
 
+@_styled
 def predicted_against_true(predictions: pd.DataFrame, title: str) -> Figure:
     """Predicted against true return, stuck policies apart.
 
@@ -131,15 +151,17 @@ def predicted_against_true(predictions: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+@_styled
 def cosine_table(cosines: pd.DataFrame, title: str) -> Figure:
     """Cosines of queries (rows) with sentences (columns) as an annotated heat map."""
     figure, axes = plt.subplots(figsize=(7.4, 0.5 * len(cosines) + 1.9), layout="constrained")
     sns.heatmap(cosines, annot=True, fmt=".2f", vmin=0, vmax=1, cmap="cividis", cbar_kws={"label": "cosine"}, ax=axes)
     axes.set(title=title, xlabel="", ylabel="")
-    axes.tick_params(axis="x", rotation=30)
+    plt.setp(axes.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     return figure
 
 
+@_styled
 def share_of_optimum(shares: pd.DataFrame, title: str) -> Figure:
     """Share of the optimum by strategy and method: mean over layouts, 95 % bootstrap interval.
 
@@ -163,5 +185,6 @@ def share_of_optimum(shares: pd.DataFrame, title: str) -> Figure:
     )
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set(title=title, xlabel="strategy", ylabel="return / optimum")
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, title="method")
+    axes.get_legend().remove()
+    figure.legend(loc="outside right center", frameon=False, title="method")
     return figure

@@ -41,11 +41,12 @@ STAGE = Stage(
 
 ALL_LAYOUTS = "all"  # name of the model trained on every layout, for layouts outside the library
 _MODEL, _VARIANT = "ridge", "all"
+_CLIP = 3.0  # standard deviations: the endless tail of a stuck policy is an outlier that a linear model runs away on
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A fitted model: y = bias + z . a + c . b + z' W c with z = (embedding - mean) / scale.
+    """A fitted model: y = bias + z . a + c . b + z' W c with z = (embedding - mean) / scale, clipped.
 
     Attributes:
         mean: float64 (D,).
@@ -66,7 +67,7 @@ class Predictor:
             embeddings: float (B, D).
             indicator: active components, float (C,).
         """
-        z = (embeddings - self.mean) / self.scale
+        z = _standardise(embeddings, self.mean, self.scale)
         direction = self.weights @ np.append(indicator, 1.0)
         return z @ direction[:-1] + direction[-1]
 
@@ -158,7 +159,7 @@ def fit(table: Table, penalty: float) -> Predictor:
     The interval is left open; `calibrate` closes it.
     """
     scaler = StandardScaler().fit(table.embeddings)
-    z = scaler.transform(table.embeddings)
+    z = _standardise(table.embeddings, scaler.mean_, scaler.scale_)
     policies, systems = table.returns.shape
     bordered_z = np.hstack([z, np.ones((policies, 1))])
     bordered_c = np.hstack([table.indicators, np.ones((systems, 1))])
@@ -169,6 +170,10 @@ def fit(table: Table, penalty: float) -> Predictor:
     weights[-1] = ridge.intercept_ - weights @ columns.mean_  # the last column is constant: it carries the bias
     shape = (bordered_z.shape[1], bordered_c.shape[1])
     return Predictor(scaler.mean_, scaler.scale_, weights.reshape(shape), np.inf)
+
+
+def _standardise(embeddings: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.clip((embeddings - mean) / scale, -_CLIP, _CLIP)
 
 
 def predict_all(predictor: Predictor, table: Table) -> np.ndarray:
