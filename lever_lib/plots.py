@@ -169,6 +169,7 @@ def share_of_optimum(shares: pd.DataFrame, title: str) -> Figure:
         shares: columns `strategy`, `method`, `share`; one row per layout, strategy and method.
         title: above the figure.
     """
+    methods = shares["method"].unique()
     figure, axes = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
     sns.pointplot(
         shares,
@@ -176,9 +177,9 @@ def share_of_optimum(shares: pd.DataFrame, title: str) -> Figure:
         y="share",
         hue="method",
         palette="colorblind",
-        markers=["o", "s", "^", "D", "v", "P", "X"][: shares["method"].nunique()],
+        markers=["o", "s", "^", "D", "v", "P", "X"][: len(methods)],
         linestyles="none",
-        dodge=0.4,
+        dodge=0.4 if len(methods) > 1 else False,
         errorbar=("ci", 95),
         seed=0,
         ax=axes,

@@ -263,6 +263,28 @@ def restrict(transitions: Transitions, support: np.ndarray) -> Transitions:
     )
 
 
+def layout_from_text(text: str, name: str, moves: str = "forward") -> Layout:
+    """A layout drawn by hand, one line per row.
+
+    Args:
+        text: S start (first cell), E exit (last cell), G gold, L lever, # block, x hazard, . empty; spaces between
+            cells are skipped.
+        name: how files and tables call it.
+        moves: key of `MOVE_SETS`.
+
+    Raises:
+        LeverError: if the rows do not form a square, or a symbol is unknown.
+    """
+    codes = {symbol: code for code, symbol in _SYMBOLS.items()}
+    rows = [line.replace(" ", "") for line in text.strip().splitlines()]
+    unknown = sorted(set("".join(rows)) - set(codes))
+    if unknown:
+        raise LeverError(f"layout {name!r}: unknown symbol {unknown[0]!r}; known: {' '.join(codes)}")
+    if any(len(row) != len(rows) for row in rows):
+        raise LeverError(f"layout {name!r}: {len(rows)} rows must have {len(rows)} cells each")
+    return Layout(np.array([[codes[symbol] for symbol in row] for row in rows], dtype=np.int8), name, moves)
+
+
 def seed_name(seed: int | str) -> str:
     """How tables and files call a layout seed: four digits. `3`, `"3"` and `"0003"` are the same."""
     try:

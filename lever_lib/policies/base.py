@@ -249,6 +249,8 @@ def _best_action(s: int, left: int, taken: bool, steps_left: int, values: _Value
     for a in range(4):
         for i in range(len(members)):
             m = members[i]
+            if psi.counts[m, s, a, 0] > 0:
+                continue  # bump, then move on: at best as good as moving on now, and a tie would be put off for ever
             value = fixed[m, s, a] + pay.gold * psi.golds[m, s, a]
             pulled = psi.lever[m, s, a]
             if pulled and not taken:

@@ -1,0 +1,55 @@
+"""Worlds small enough to solve on paper, and one toy-size run that the slower tests share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lever_lib import experiment, index, library, pi2vec, regressor
+from lever_lib.artifacts import Outputs
+from lever_lib.envs.gridworld import layout_from_text
+from lever_lib.params import Execution, Params, load_params
+from lever_lib.search import Retriever
+
+
+@pytest.fixture
+def corridor():
+    """Three ways out: along the top (gold), down the left side (lever), through the middle (hazard beside it)."""
+    return layout_from_text(
+        """
+        S . G .
+        . # x .
+        L . . .
+        . . G E
+        """,
+        "corridor",
+    )
+
+
+def build_everything(params: Params, outputs: Outputs) -> Retriever:
+    """All stages of a spec, without notebooks."""
+    policies = library.build_library(params, outputs)
+    embeddings = pi2vec.build_embeddings(policies, outputs)
+    models = regressor.build_regressor(policies, embeddings, outputs)
+    texts = index.build_index(policies, outputs)
+    retriever = Retriever(policies, embeddings, models, texts, params.search.cosine_gate)
+    experiment.build_results(retriever, outputs)
+    return retriever
+
+
+@pytest.fixture(scope="session")
+def smoke_params():
+    return replace(load_params("smoke"), execution=Execution(workers=1))
+
+
+@pytest.fixture(scope="session")
+def smoke_outputs(smoke_params, tmp_path_factory):
+    """Where the shared toy-size run lies; built by `smoke`."""
+    return Outputs("smoke", smoke_params, tmp_path_factory.mktemp("outputs"))
+
+
+@pytest.fixture(scope="session")
+def smoke(smoke_params, smoke_outputs):
+    """The shared toy-size run, for reading."""
+    return build_everything(smoke_params, smoke_outputs)

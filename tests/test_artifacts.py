@@ -1,0 +1,142 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from lever_lib import index, library, pi2vec, regressor
+from lever_lib.artifacts import Outputs, Stage, file_hash, outputs_root, source_hash
+from lever_lib.errors import MissingArtifactError
+from lever_lib.params import Energy, Execution, Regressor, Search, load_params
+
+FIRST = Stage("first", "01_first", ("a.txt",), ("grid",), (), "lever_lib.seeding")
+SECOND = Stage("second", "02_second", ("b.txt",), ("search.top_k",), (FIRST,), "lever_lib.seeding")
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    return Outputs("smoke", load_params("smoke"), tmp_path)
+
+
+def build(outputs, stage, text="x"):
+    with outputs.writing(stage) as folder:
+        (folder / stage.files[0]).write_text(text)
+
+
+def test_a_stage_is_fresh_once_written(outputs):
+    assert not outputs.fresh(FIRST)
+    build(outputs, FIRST)
+    assert outputs.fresh(FIRST)
+    assert (outputs.require(FIRST) / "a.txt").read_text() == "x"
+    entry = json.loads((outputs.folder / "manifest.json").read_text())["stages"]["first"]
+    assert entry["files"] == {"first/a.txt": file_hash(outputs.folder / "first" / "a.txt")}
+    assert (outputs.folder / "params.yaml").is_file()
+    assert sorted(path.name for path in outputs.folder.iterdir()) == ["first", "manifest.json", "params.yaml"]
+
+
+def test_a_missing_stage_names_its_notebook(outputs):
+    with pytest.raises(MissingArtifactError, match=r"first is not built; run notebook 01_first"):
+        outputs.require(FIRST)
+    with pytest.raises(MissingArtifactError, match="01_first"), outputs.writing(SECOND):
+        pytest.fail("a stage must not start without what it reads")
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "delete"])
+def test_a_damaged_file_is_named(outputs, harm):
+    build(outputs, FIRST, "abc")
+    path = outputs.folder / "first" / "a.txt"
+    {"flip": lambda: path.write_text("abd"), "truncate": lambda: path.write_text("a"), "delete": path.unlink}[harm]()
+    assert not outputs.fresh(FIRST)
+    with pytest.raises(MissingArtifactError, match=r"a\.txt is missing or damaged"):
+        outputs.require(FIRST)
+
+
+def test_changed_upstream_makes_what_follows_stale(outputs):
+    build(outputs, FIRST)
+    build(outputs, SECOND)
+    assert outputs.fresh(SECOND)
+    build(outputs, FIRST, "other")
+    assert not outputs.fresh(SECOND)
+    build(outputs, FIRST)
+    assert outputs.fresh(SECOND), "same bytes upstream, nothing to do"
+
+
+def test_only_the_params_that_a_stage_reads_count(outputs, tmp_path):
+    build(outputs, FIRST)
+    build(outputs, SECOND)
+    params = outputs.params
+    other_k = Outputs("smoke", replace(params, search=replace(params.search, top_k=2)), tmp_path)
+    assert other_k.fresh(FIRST)
+    assert not other_k.fresh(SECOND)
+    other_gate = Outputs("smoke", replace(params, search=replace(params.search, cosine_gate=0.1)), tmp_path)
+    assert other_gate.fresh(SECOND)
+
+
+def test_failure_leaves_no_trace(outputs):
+    build(outputs, FIRST, "old")
+
+    def interrupted():
+        with outputs.writing(FIRST) as folder:
+            (folder / "a.txt").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert outputs.fresh(FIRST)
+    assert (outputs.require(FIRST) / "a.txt").read_text() == "old"
+    assert not [path for path in outputs.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_promised_file_must_be_written(outputs):
+    with pytest.raises(MissingArtifactError, match=r"did not write a\.txt"), outputs.writing(FIRST):
+        pass
+    assert not outputs.fresh(FIRST)
+
+
+def test_timings_do_not_count_as_input(outputs):
+    timed = Stage("first", "01_first", ("timings.csv",), (), (), "lever_lib.seeding")
+    after = Stage("second", "02_second", ("b.txt",), (), (timed,), "lever_lib.seeding")
+    build(outputs, timed, "1.0 s")
+    build(outputs, after)
+    build(outputs, timed, "2.0 s")
+    assert outputs.fresh(after)
+
+
+def test_sources_are_followed_through_imports():
+    assert source_hash("lever_lib.library") == source_hash("lever_lib.library")
+    assert source_hash("lever_lib.planning") != source_hash("lever_lib.library")
+
+
+def test_an_unreadable_manifest_is_an_error_not_a_crash(outputs):
+    build(outputs, FIRST)
+    (outputs.folder / "manifest.json").write_text("{")
+    with pytest.raises(MissingArtifactError, match=r"manifest\.json"):
+        outputs.fresh(FIRST)
+
+
+def test_the_environment_moves_all_outputs(monkeypatch, tmp_path):
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
+    assert outputs_root() == tmp_path
+    monkeypatch.delenv("LEVER_OUTPUTS")
+    assert outputs_root().name == "outputs"
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        ({"execution": Execution(workers=2)}, set()),
+        ({"energy": Energy(watts_per_core=30.0)}, {"library", "pi2vec", "regressor", "search"}),
+        ({"regressor": Regressor(ridge_penalty=5.0)}, {"regressor"}),
+        ({"search": Search(candidates=4)}, set()),
+        ({"root_seed": 9}, {"library", "pi2vec", "regressor", "search"}),
+    ],
+)
+def test_one_changed_key_makes_stale_just_what_depends_on_it(smoke, smoke_outputs, smoke_params, change, stale):
+    changed = Outputs("smoke", replace(smoke_params, **change), smoke_outputs.folder.parent)
+    stages = (library.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE)
+    assert {stage.name for stage in stages if not changed.fresh(stage)} == stale
+
+
+def test_a_copied_run_is_as_good_as_the_original(smoke, smoke_outputs, smoke_params, tmp_path):
+    shutil.copytree(smoke_outputs.folder, tmp_path / "smoke")
+    assert Outputs("smoke", smoke_params, tmp_path).fresh(regressor.STAGE)

@@ -1,0 +1,148 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lever_lib.artifacts import ROOT
+from lever_lib.experiment import load_results
+
+
+def lever(*arguments, outputs=None, module="lever_lib"):
+    """Run the command line as a user would."""
+    environment = dict(os.environ)
+    if outputs:
+        environment["LEVER_OUTPUTS"] = str(outputs)
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=outputs or ROOT,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(smoke, smoke_outputs):
+    return smoke_outputs.folder.parent
+
+
+def assert_refused(result, *parts):
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_optimum_needs_no_library(tmp_path):
+    result = lever("optimum", "--spec", "16x16", "--seed", "0003", "--setup", "path-gold", "--json", outputs=tmp_path)
+    answer = json.loads(result.stdout)
+    assert answer["optimum"] == pytest.approx(123.79)
+    assert answer["path"][0] == [0, 0]
+    assert answer["path"][-1] == [15, 15]
+    newer = lever(
+        "optimum", "--spec", "16x16", "--seed", "3", "--setup", "path-gold", "--json", "--no-legacy-gold-exit"
+    )
+    assert json.loads(newer.stdout)["optimum"] > answer["optimum"]
+    assert "optimum 123.79" in lever("optimum", "--spec", "16x16", "--seed", "3", "--setup", "gold-path").stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_decompose_gives_a_line_per_query(tmp_path):
+    queries = ["collect gold quickly", "", "bake a cake", "avoid traps and pull the lever"]
+    path = tmp_path / "queries.txt"
+    path.write_text("\n".join(queries) + "\n")
+    answers = [json.loads(line) for line in lever("decompose", "--file", str(path), "--json").stdout.splitlines()]
+    assert [answer["query"] for answer in answers] == queries
+    assert [answer["objectives"] for answer in answers] == [["path", "gold"], [], [], ["hazard", "lever"]]
+    assert [answer["confidence"] for answer in answers] == [1.0, 0.0, 0.0, 1.0]
+    assert "gold" in lever("decompose", "find coins").stdout
+
+
+def test_search_answers_in_words_and_in_json(built):
+    arguments = ["search", "fast exit with gold", "--spec", "smoke", "--seed", "2", "--library", "X5"]
+    answer = json.loads(lever(*arguments, "--json", outputs=built).stdout)
+    assert answer["objectives"] == ["path", "gold"]
+    assert answer["seed"] == "0002"
+    assert answer["setup"] == "path-gold"
+    assert answer["return"] <= answer["optimum"]
+    assert len(answer["sub_queries"]) == 2
+    assert len(answer["policies"]) == 2
+    words = lever(*arguments, outputs=built)
+    assert words.returncode == 0
+    assert f"return {answer['return']:.2f}, optimum {answer['optimum']:.2f}" in words.stdout
+    assert "[S]" in words.stdout
+
+
+def test_search_agrees_with_the_experiment(built, smoke_outputs):
+    """The same question, asked from the command line and in the results table, has the same answer."""
+    text = "Find the fastest exit and collect as much gold as possible"
+    result = lever(
+        "search", text, "--spec", "smoke", "--seed", "1", "--library", "X1", "--strategy", "exhaustive",
+        "--method", "qsum", "--json", outputs=built,
+    )  # fmt: skip
+    answer = json.loads(result.stdout)
+    results = load_results(smoke_outputs)[0]
+    row = results.query(
+        "query == @text and seed == '0001' and library == 'X1' and strategy == 'exhaustive' and method == 'qsum'"
+    ).iloc[0]
+    assert answer["return"] == pytest.approx(row["return"])
+    assert "+".join(answer["policies"]) == row["policies"]
+    assert answer["predicted_return"] == pytest.approx(row["predicted_return"])
+
+
+def test_search_without_decomposition(built):
+    result = lever("search", "collect gold", "--spec", "smoke", "--no-decompose", "--json", outputs=built)
+    answer = json.loads(result.stdout)
+    assert [part["query"] for part in answer["sub_queries"]] == ["collect gold"]
+    assert answer["setup"] == "gold"
+
+
+def test_view(built):
+    rows = json.loads(
+        lever("view", "--spec", "smoke", "--seed", "1", "--setup", "gold", "--json", outputs=built).stdout
+    )
+    assert len(rows) == 10
+    assert {row["seed"] for row in rows} == {"0001"}
+    assert "240 policies" in lever("view", "--spec", "smoke", outputs=built).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["search", "bake a cake", "--spec", "smoke"], ["bake a cake", "no objective recognised", "gold"]),
+        (["search", "gold", "--spec", "smoke", "--seed", "9"], ["seed '9'", "0000, 0001, 0002"]),
+        (["search", "gold", "--spec", "smoke", "--library", "X10"], ["'X10'", "X1, X5"]),
+        (["search", "gold", "--spec", "smoke", "--method", "magic"], ["'magic'", "gpi"]),
+        (["search", "gold", "--spec", "smoke", "--strategy", "magic"], ["'magic'", "hybrid"]),
+        (["search", "gold", "--spec", "smoke", "--top-k", "0"], ["top_k = 0"]),
+        (["search", "gold", "--spec", "smoke", "--top-k", "x"], ["--top-k", "'x'"]),
+        (["search", "gold", "--spec", "nope"], ["'nope'", "smoke"]),
+        (["search", "gold", "--spec", "../etc"], ["'../etc'"]),
+        (["search", "gold", "--spec", "8x8"], ["8x8", "not built", "01_generation"]),
+        (["search"], ["query"]),
+        (["optimum", "--spec", "8x8", "--seed", "x", "--setup", "path"], ["seed 'x'"]),
+        (["optimum", "--spec", "8x8", "--seed", "1", "--setup", "coins"], ["'coins'", "path, gold, hazard, lever"]),
+        (["decompose", "--file", "nowhere.txt"], ["nowhere.txt"]),
+        (["view", "--spec", "smoke", "--setup", "gold-lever"], ["gold-lever"]),
+        (["dance"], ["dance"]),
+    ],
+)
+def test_a_user_error_is_one_line_and_exit_code_2(built, arguments, parts):
+    assert_refused(lever(*arguments, outputs=built), *parts)
+
+
+def test_params_are_checked_before_anything_runs(tmp_path):
+    (ROOT / "params" / "broken-test.yaml").write_text(
+        "grid: {size: 6, golds: 1, blocks: 1, hazards: 1, moevs: forward}"
+    )
+    try:
+        result = lever("broken-test", outputs=tmp_path, module="lever_lib.params")
+        assert_refused(result, "params/broken-test.yaml", "grid.moevs", "'moves'")
+    finally:
+        (ROOT / "params" / "broken-test.yaml").unlink()
+    assert list(tmp_path.iterdir()) == []

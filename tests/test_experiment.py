@@ -1,0 +1,163 @@
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from lever_lib.artifacts import Outputs
+from lever_lib.composition import METHODS
+from lever_lib.experiment import KEY_COLUMNS, experiment_jobs, load_results
+from lever_lib.params import Execution
+from lever_lib.policies.base import CellPolicy
+from lever_lib.queries import QUERIES, QUERY_CLASSES
+from lever_lib.rollout import evaluate
+from lever_lib.strategies import STRATEGIES
+from tests.conftest import build_everything
+
+RESULTS = [
+    "spec",
+    "library",
+    "seed",
+    "query_class",
+    "setup",
+    "query",
+    "strategy",
+    "method",
+    "rung",
+    "policies",
+    "return",
+    "optimum",
+    "support_return",
+    "scratch_return",
+    "best_single_return",
+    "predicted_return",
+    "coverage_regret",
+    "composition_regret",
+    "combinations",
+    "stuck",
+]
+TIMINGS = [
+    "spec",
+    "library",
+    "seed",
+    "query_class",
+    "setup",
+    "query",
+    "strategy",
+    "method",
+    "seconds_decompose",
+    "seconds_search",
+    "seconds_compose",
+    "seconds_score",
+    "scratch_seconds",
+]
+
+
+@pytest.fixture
+def tables(smoke, smoke_outputs):
+    return load_results(smoke_outputs)
+
+
+def test_every_query_strategy_method_layout_and_library_has_a_row(tables):
+    results, timings = tables
+    assert results.columns.tolist() == RESULTS
+    assert timings.columns.tolist() == TIMINGS
+    assert len(results) == len(timings) == len(QUERIES) * len(STRATEGIES) * len(METHODS) * 3 * 2
+    assert not results.duplicated(KEY_COLUMNS).any()
+    assert (results[KEY_COLUMNS] == timings[KEY_COLUMNS]).all(axis=None)
+    assert results.notna().all(axis=None)
+
+
+def test_regret_splits_exactly_and_is_never_negative(tables):
+    results = tables[0]
+    assert (results[["coverage_regret", "composition_regret"]] >= 0).all(axis=None)
+    parts = results["coverage_regret"] + results["composition_regret"]
+    assert ((results["optimum"] - results["return"]) - parts).abs().max() < 1e-6
+    assert ((results["optimum"] - results["support_return"]) - results["coverage_regret"]).abs().max() < 1e-6
+
+
+def test_gpi_is_never_below_the_best_policy_it_was_made_of(tables):
+    rows = tables[0].query("method == 'gpi'")
+    assert (rows["return"] >= rows["best_single_return"] - 1e-6).all()
+
+
+def test_rung_3_is_supported_by_more(tables):
+    results = tables[0].set_index([*KEY_COLUMNS[:7], "method"])["support_return"].unstack("method")
+    library = results.xs("library", level="strategy")
+    assert (library["exnonzero"] >= library["gpi"] - 1e-6).all()
+    assert (library["qsum"] == library["gpi"]).all(), "same policies, same support"
+
+
+def test_references_are_what_they_say(tables, smoke):
+    library = smoke.library
+    policies = library.policies.set_index("policy_id")
+    for row in tables[0].sample(40, random_state=1).itertuples():
+        layout, system = library.layout(row.seed), library.system(row.setup)
+        members = row.policies.split("+")
+        assert set(policies.loc[members, "seed"]) == {row.seed}
+        assert set(policies.loc[members, "library"]) == {row.library}
+        assert row.setup not in set(policies.loc[members, "setup"]), "nobody trained on the question helps to answer it"
+        singles = [
+            evaluate(CellPolicy(library.actions[policies.loc[name, "q_index"]]), layout, system).return_
+            for name in members
+        ]
+        assert row.best_single_return == max(singles)
+        scratch = policies.query(
+            "library == @row.library and seed == @row.seed and setup == @row.setup and snapshot == 1.0"
+        )
+        assert row.scratch_return == scratch["return"].iloc[0]
+
+
+def test_combinations_and_who_is_composed(tables):
+    results = tables[0]
+    counts = results.groupby(["query_class", "setup", "strategy"])["combinations"].first()
+    assert counts["trivial", "path-gold-hazard-lever"].to_dict() == {
+        "exhaustive": 625,
+        "hybrid": 81,
+        "library": 1,
+        "targeted": 1,
+    }
+    assert counts["double", "path-gold-hazard", "hybrid"] == 9
+    assert counts["triple", "path-gold-hazard-lever", "exhaustive"] == 25
+    members = results.query("strategy == 'library'")["policies"].str.split("+")
+    assert (members.str.len() == 35).all()
+
+
+def test_candidates_come_from_the_class_only(smoke):
+    for job in experiment_jobs(smoke):
+        for asked in job.asked:
+            allowed = QUERY_CLASSES[asked.query.query_class].setups
+            for rows in asked.candidates:
+                assert len(rows) == 5
+                assert job.policies.loc[rows, "setup"].nunique() == 1
+                assert set(job.policies.loc[rows, "setup"]) <= set(allowed)
+
+
+def test_predictions_come_from_the_model_that_never_saw_the_layout(smoke):
+    for job in experiment_jobs(smoke):
+        assert job.predictor is smoke.regressor.models[job.embedder.layout.name]
+
+
+def digests(folder):
+    """SHA-256 of every file that must not differ between runs."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "timings" not in path.name and path.name not in ("manifest.json", "params.yaml")
+    }
+
+
+def test_same_params_same_bytes_on_one_worker_or_two(smoke, smoke_outputs, smoke_params, tmp_path):
+    params = replace(smoke_params, execution=Execution(workers=2))
+    build_everything(params, Outputs("smoke", params, tmp_path))
+    first, second = digests(smoke_outputs.folder), digests(tmp_path / "smoke")
+    assert len(first) == 14
+    assert first == second
+
+
+def test_another_root_seed_gives_other_policies(smoke, smoke_params, tmp_path):
+    from lever_lib.library import build_library
+
+    params = replace(smoke_params, root_seed=1)
+    other = build_library(params, Outputs("smoke", params, tmp_path))
+    assert (other.q_tables != smoke.library.q_tables).any()
+    assert (other.layout(0).cells == smoke.library.layout(0).cells).all(), "layouts have streams of their own"

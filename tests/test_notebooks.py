@@ -1,0 +1,76 @@
+import json
+
+import nbformat
+import pytest
+
+from lever_lib.artifacts import ROOT, Outputs
+from lever_lib.errors import LeverError
+from lever_lib.notebooks import STAGES, main, numbered_notebooks, run_notebook
+from lever_lib.params import load_params
+from tests.test_cli import lever
+
+NOTEBOOKS = numbered_notebooks()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_committed_notebook_is_a_page_to_read(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    parameters = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(parameters) == 1
+    assert 'spec = "8x8"' in parameters[0].source
+    outputs = [output for cell in code for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "a figure"
+    assert not any(output.output_type == "error" for output in outputs)
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    assert any("assert " in cell.source for cell in code), "a check"
+    assert not any(line.startswith("def ") for cell in code for line in cell.source.splitlines())
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert "**Question.**" in text
+    assert "**Takeaway.**" in text
+    assert str(ROOT.parent) + "/" not in path.read_text()
+
+
+def test_every_stage_has_its_notebook():
+    assert set(STAGES) <= {path.stem for path in NOTEBOOKS}
+
+
+def test_the_whole_pipeline_runs_at_toy_size_and_is_not_repeated(tmp_path):
+    first = lever("smoke", outputs=tmp_path, module="lever_lib.notebooks")
+    assert first.returncode == 0, first.stderr
+    assert "up to date" not in first.stderr
+    assert "composition/results.csv" in first.stdout
+    folder = tmp_path / "smoke"
+    manifest = json.loads((folder / "manifest.json").read_text())["stages"]
+    for path in NOTEBOOKS:
+        assert (folder / "notebooks" / path.name).is_file()
+        files = manifest[f"notebooks/{path.stem}"]["files"]
+        assert f"notebooks/{path.name}" in files
+        assert any(name.startswith(f"figures/{path.name[:2]}_") for name in files)
+    assert not list(folder.glob("**/*.running.ipynb"))
+
+    again = lever("--from", "03", "smoke", outputs=tmp_path, module="lever_lib.notebooks")
+    assert again.stderr.count("up to date") == len(NOTEBOOKS) - 2
+
+    (folder / "search" / "index.faiss").write_bytes(b"broken")
+    outputs = Outputs("smoke", load_params("smoke"), tmp_path)
+    assert outputs.fresh(STAGES["03_regressor"])
+    assert not outputs.fresh(STAGES["05_composition"])
+    assert lever("smoke", outputs=tmp_path, module="lever_lib.notebooks").stderr.count("up to date") == 4
+    assert outputs.fresh(STAGES["05_composition"])
+
+
+def test_a_notebook_without_its_inputs_says_which_to_run_first(tmp_path):
+    outputs = Outputs("smoke", load_params("smoke"), tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEVER_OUTPUTS", str(tmp_path))
+        with pytest.raises(LeverError, match=r"02_pi2vec.*run notebook 01_generation"):
+            run_notebook(NOTEBOOKS[1], "smoke", outputs)
+    assert (tmp_path / "smoke" / "notebooks" / "02_pi2vec.failed.ipynb").is_file()
+    assert not (tmp_path / "smoke" / "notebooks" / "02_pi2vec.ipynb").exists()
+
+
+def test_an_unknown_number_is_refused(capsys):
+    assert main(["--from", "77", "smoke"]) == 2
+    assert "--from 77" in capsys.readouterr().err

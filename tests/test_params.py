@@ -1,0 +1,80 @@
+import pytest
+
+from lever_lib.errors import ParamsError
+from lever_lib.params import (
+    PARAMS_FOLDER,
+    available_specs,
+    load_params,
+    main,
+    parse_params,
+    resolved,
+    snapshot_episodes,
+)
+
+SMOKE = (PARAMS_FOLDER / "smoke.yaml").read_text()
+
+
+@pytest.mark.parametrize("spec", available_specs())
+def test_every_params_file_loads(spec):
+    params = load_params(spec)
+    assert snapshot_episodes(params, next(iter(params.libraries)))[-1] == next(iter(params.libraries.values())).episodes
+
+
+def test_published_settings():
+    for spec, legacy in (("16x16", True), ("32x32", False)):
+        params = load_params(spec)
+        assert (params.grid.golds, params.grid.blocks, params.grid.hazards) == (50, 25, 30)
+        assert params.grid.legacy_gold_exit is legacy
+        assert [budget.episodes for budget in params.libraries.values()] == [30_000, 150_000, 300_000]
+    assert [budget.epsilon_decay for budget in load_params("8x8").libraries.values()] == [0.99954, 0.99991, 0.99995]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("size: 6", "siez: 6", ["grid.siez", "did you mean 'size'"]),
+        ("size: 6", "size: six", ["grid.size", "'six'", "integer"]),
+        ("size: 6", "size: 2", ["grid.size", "2", "greater than or equal to 3"]),
+        ("size: 6", "size: true", ["grid.size", "True", "integer"]),
+        ("golds: 4", "golds: 40", ["grid", "47", "36 cells"]),
+        ("golds: 4", "golds: 60", ["grid", "golds = 60", "at most 50"]),
+        ("alpha: 0.1", "alpha: 1e-1", ["sarsa.alpha", "'1e-1'", "number"]),
+        ("alpha: 0.1", "alpha: .nan", ["sarsa.alpha", "nan"]),
+        ("[0, 1, 2]", "[0, 0, 1]", ["seeds", "[0, 0, 1]", "different"]),
+        ("[0, 1, 2]", "[0, 1.5, 2]", ["seeds.1", "1.5", "integer"]),
+        ("top_k: 3", "top_k: 9", ["search", "top_k = 9", "candidates = 5"]),
+        ("[0.2, 0.4, 0.6, 0.8, 1.0]", "[0.5]", ["sarsa", "snapshots = [0.5]", "1.0"]),
+        ("episodes: 500, ", "", ["libraries.X1.episodes", "missing"]),
+        ("root_seed: 0", "seeds: [1, 2, 3]", ["'seeds'", "given twice"]),
+        ("root_seed: 0", "root_seed: [", ["not readable as YAML"]),
+        ("root_seed: 0", "root_seed: !!python/object/apply:os.system [ls]", ["not readable as YAML"]),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_file_key_value_and_rule(old, new, parts):
+    assert old in SMOKE
+    with pytest.raises(ParamsError) as caught:
+        parse_params(SMOKE.replace(old, new, 1), "params/mine.yaml")
+    message = str(caught.value)
+    assert message.startswith("params/mine.yaml: ")
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("spec", ["../../etc", "", "nope", "a/b", ".hidden"])
+def test_a_spec_is_a_plain_name_of_a_file_that_exists(spec):
+    with pytest.raises(ParamsError, match="spec"):
+        load_params(spec)
+
+
+def test_resolved_params_load_again():
+    import yaml
+
+    params = load_params("smoke")
+    assert parse_params(yaml.safe_dump(resolved(params))) == params
+
+
+def test_checking_from_the_shell(capsys):
+    assert main(["smoke", "8x8"]) == 0
+    assert main(["smoke", "nope"]) == 2
+    assert "nope" in capsys.readouterr().err

@@ -1,0 +1,122 @@
+from functools import cache
+from importlib.resources import files
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lever_lib.envs.gridworld import layout_from_text, make_layout
+from lever_lib.envs.rewards import reward_system
+from lever_lib.params import load_params
+from lever_lib.planning import optimum
+from lever_lib.policies.base import CellPolicy
+from lever_lib.rollout import evaluate
+from tests.oracle import STEPS, World
+from tests.worlds import layouts, systems
+
+PUBLISHED = pd.read_csv(files("lever_lib") / "data" / "published_exnonzero.csv", dtype={"seed": str})
+
+
+@cache
+def best(spec, seed, setup):
+    # The published 16x16 table was made with the older exit rule for gold, the 32x32 table with the newer one.
+    system = reward_system(setup, legacy_gold_exit=spec == "16x16")
+    return optimum(make_layout(load_params(spec).grid, seed), system)
+
+
+def test_all_540_published_returns_to_the_cent():
+    assert len(PUBLISHED) == 540
+    ours = [best(row.spec, row.seed, row.setup).return_ for row in PUBLISHED.itertuples()]
+    off = np.abs(PUBLISHED["published_return"] - ours) > 0.005
+    assert off.sum() == 0, PUBLISHED[off]
+
+
+@pytest.mark.parametrize("spec", ["16x16", "32x32"])
+def test_the_best_path_earns_its_return_step_by_step(spec):
+    for seed in range(5):
+        layout = make_layout(load_params(spec).grid, seed)
+        episode = best(spec, f"{seed:04d}", "path-gold-hazard-lever")
+        world = World(layout, ["path", "gold", "hazard", "lever"], legacy=spec == "16x16")
+        earned = sum(world.step(int(action)) for action in episode.actions)
+        assert world.done
+        assert earned == pytest.approx(episode.return_, abs=1e-6)
+
+
+def test_the_corridor_solved_by_hand(corridor):
+    # three moves at -1 each, or four with a gold: 5 and half the exit penalty less cannot pay for itself under path
+    assert optimum(corridor, reward_system("path")).return_ == 100 - 3 - 1
+    # both golds: right x2 (gold), down twice is blocked by nothing, then down to the second gold
+    both = optimum(corridor, reward_system("gold"))
+    assert both.return_ == pytest.approx(5 + 5 + 100 - 4 * 0.01)
+    assert set(corridor.golds) <= set(both.cells.tolist())
+
+
+def best_by_walking(layout, system, support):
+    """Best of all episodes within a support, walked one by one; it may stay where it bumps or knows nothing."""
+
+    def walk(world, spent):
+        cell = world.position[0] * world.size + world.position[1]
+        left = layout.horizon - spent
+        allowed = [action for action in range(4) if support[cell, action]]
+        values = [] if allowed else [-left]
+        for action in allowed:
+            r, c = (world.position[i] + STEPS["forward"][action][i] for i in (0, 1))
+            bump = not (0 <= r < world.size and 0 <= c < world.size) or world.grid[r][c] == -1
+            if bump:
+                values.append(-left)
+                continue
+            after = World(layout, system.components, system.legacy_gold_exit)
+            after.grid, after.position, after.lever = [row[:] for row in world.grid], world.position, world.lever
+            reward = after.step(action)
+            values.append(reward if after.done else reward + walk(after, spent + 1))
+        return max(values)
+
+    return walk(World(layout, system.components, system.legacy_gold_exit), 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts(largest=5), systems, st.integers(0, 2**32 - 1), st.sampled_from([0.4, 0.7, 1.0]))
+def test_planning_equals_trying_everything(layout, system, seed, density):
+    support = np.random.default_rng(seed).random((layout.cells.size, 4)) < density
+    assert optimum(layout, system, support).return_ == pytest.approx(best_by_walking(layout, system, support), abs=1e-6)
+
+
+def test_where_every_way_is_worse_than_staying_the_optimum_stays():
+    trap = layout_from_text("S x .\nx x .\n. . E", "trap")
+    # every double step enters a wall or a hazard-free cell: close those too
+    support = np.ones((9, 4), dtype=bool)
+    support[0, 2:] = False
+    support[1:, :] = True
+    episode = optimum(trap, reward_system("path"), support)
+    assert not episode.stuck, "without a bump at the start it must move"
+    assert episode.return_ == -100
+    support[0, :] = False
+    episode = optimum(trap, reward_system("path"), support)
+    assert episode.stuck, "with nothing known it stays"
+    assert episode.return_ == -9
+
+
+@settings(deadline=None)
+@given(layouts(), systems, st.integers(0, 2**32 - 1))
+def test_no_policy_beats_the_optimum_and_supports_are_monotone(layout, system, seed):
+    rng = np.random.default_rng(seed)
+    actions = rng.integers(0, 4, layout.cells.size).astype(np.int8)
+    small = np.zeros((layout.cells.size, 4), dtype=bool)
+    small[np.arange(layout.cells.size), actions] = True
+    large = small | (rng.random(small.shape) < 0.5)
+    own = evaluate(CellPolicy(actions), layout, system).return_
+    values = [optimum(layout, system, support).return_ for support in (small, large, None)]
+    assert own == pytest.approx(values[0]), "a support of one policy allows just that policy"
+    assert values[0] <= values[1] + 1e-6 <= values[2] + 2e-6
+
+
+def test_all_returns_of_a_tiny_world():
+    tiny = layout_from_text("S . .\n. . .\n. . E", "tiny")
+    found = []
+    for actions in product(range(4), repeat=4):
+        world = World(tiny, ["path"])
+        found.append(sum(world.step(action) for action in actions if not world.done))
+    assert optimum(tiny, reward_system("path")).return_ == max(found) == 99 - 1

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from lever_lib.envs.rewards import COMPONENTS, EVENTS, REWARD_SYSTEMS, reward_system
+from lever_lib.errors import LeverError
+
+PUBLISHED = [
+    "path",
+    "gold",
+    "hazard",
+    "lever",
+    "hazard-lever",
+    "path-gold",
+    "path-gold-hazard",
+    "path-gold-hazard-lever",
+]
+
+
+def pays(system, event):
+    return system.weights[EVENTS.index(event)]
+
+
+def test_the_published_systems_are_there():
+    assert sorted(REWARD_SYSTEMS) == sorted(PUBLISHED)
+
+
+def test_a_composite_is_the_sum_of_its_components():
+    both = reward_system("path-gold-hazard-lever")
+    every_step = pays(both, "step")
+    assert every_step == pytest.approx(-1 - 0.01 - 0.1 - 0.1)
+    assert pays(both, "exit") == 100 + 100 + 20
+    shared = reward_system("path").weights * (np.array(EVENTS) == "bump") + reward_system("path").weights * (
+        np.array(EVENTS) == "hazard"
+    )
+    parts = sum(reward_system(name).weights - shared for name in COMPONENTS)
+    np.testing.assert_allclose(both.weights, parts + shared)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_system_pays_the_same_for_bumps_and_hazards(name):
+    assert pays(reward_system(name), "bump") == -1
+    assert pays(reward_system(name), "hazard") == -100
+
+
+def test_the_legacy_exit_rule_changes_gold_only():
+    new, old = reward_system("path-gold"), reward_system("path-gold", legacy_gold_exit=True)
+    assert (pays(new, "exit_gold_share"), pays(new, "exit_some_gold")) == (-10, 0)
+    assert (pays(old, "exit_gold_share"), pays(old, "exit_some_gold")) == (0, -20)
+    assert (reward_system("path").weights == reward_system("path", legacy_gold_exit=True).weights).all()
+
+
+def test_names_are_put_in_order():
+    assert reward_system("lever-gold").name == "gold-lever"
+
+
+@pytest.mark.parametrize("name", ["", "coins", "path-", "path-path"])
+def test_an_unknown_or_repeated_component_is_refused(name):
+    with pytest.raises(LeverError, match="setup"):
+        reward_system(name)

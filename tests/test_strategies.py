@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from lever_lib.composition import METHODS, Pool
+from lever_lib.envs.features import feature_tables
+from lever_lib.envs.rewards import reward_system
+from lever_lib.errors import LeverError
+from lever_lib.pi2vec import Embedder
+from lever_lib.regressor import Predictor
+from lever_lib.rollout import start_state
+from lever_lib.strategies import STRATEGIES, choose, combinations
+
+CANDIDATES = [[4, 2, 7, 1, 0], [3, 5, 6, 8, 9]]
+
+
+@pytest.mark.parametrize(("strategy", "count"), [("targeted", 1), ("hybrid", 9), ("exhaustive", 25), ("library", 1)])
+def test_how_many_combinations(strategy, count):
+    assert len(combinations(strategy, CANDIDATES, 3, range(10))) == count
+
+
+def test_published_counts_for_two_to_four_sub_queries():
+    for parts, exhaustive, hybrid in ((2, 25, 9), (3, 125, 27), (4, 625, 81)):
+        rows = [list(range(5))] * parts
+        assert len(combinations("exhaustive", rows, 3, [])) == exhaustive
+        assert len(combinations("hybrid", rows, 3, [])) == hybrid
+
+
+def test_targeted_takes_the_best_and_hybrid_contains_it():
+    assert combinations("targeted", CANDIDATES, 3, []) == [(4, 3)]
+    assert combinations("hybrid", CANDIDATES, 2, []) == [(4, 3), (4, 5), (2, 3), (2, 5)]
+    assert combinations("library", CANDIDATES, 3, [5, 6]) == [(5, 6)]
+    with pytest.raises(LeverError, match=STRATEGIES[0]):
+        combinations("lucky", CANDIDATES, 3, [])
+
+
+def test_the_best_prediction_is_kept_and_the_first_on_ties(corridor):
+    q_tables = np.zeros((3, 16, 4))
+    q_tables[0, 0, 1] = q_tables[1, 0, 3] = q_tables[2, 0, 3] = 1.0  # down; down x2, twice
+    pool = Pool(corridor, reward_system("path"), q_tables, np.zeros((3, 16, 4), np.int32), 0.1)
+    embedder = Embedder(corridor, start_state(corridor), feature_tables(corridor), 0.9)
+    weights = np.zeros((71, 5))
+    weights[16, -1] = 1.0  # predicts by the discounted time with the lever taken
+    predictor = Predictor(np.zeros(70), np.ones(70), weights, 0.0)
+    choice = choose(pool, METHODS["qsum"], [(0,), (2,), (1,)], embedder, predictor)
+    assert choice.members == (2,), "only down x2 takes the lever; of equals the first"
+    assert choice.combinations == 3
+    assert choice.predicted_return > 0
+    assert choice.seconds_compose > 0
+    assert choice.seconds_score > 0
+    with pytest.raises(LeverError, match="nothing to compose"):
+        choose(pool, METHODS["qsum"], [], embedder, predictor)
