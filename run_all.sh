@@ -51,7 +51,7 @@ run_notebooks_in_place() {
   export LEVER_OUTPUTS
   trap 'rm -rf "$LEVER_OUTPUTS"' EXIT
   TQDM_DISABLE=1 .venv/bin/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/[0-9]*.ipynb
-  .venv/bin/python -m nbstripout --keep-output --keep-id \
+  .venv/bin/python -m nbstripout --keep-output --keep-count --keep-id \
     --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/[0-9]*.ipynb
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import ParamSpec
 
 import matplotlib.pyplot as plt
@@ -52,7 +51,7 @@ def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     return styled
 
 
-def save_figure(figure: Figure, outputs: Outputs, name: str) -> list[Path]:
+def save_figure(figure: Figure, outputs: Outputs, name: str) -> None:
     """Write a figure as PNG and PDF under `figures/` of the spec, without dates: same figure, same bytes.
 
     Args:
@@ -62,12 +61,10 @@ def save_figure(figure: Figure, outputs: Outputs, name: str) -> list[Path]:
     """
     folder = outputs.folder / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
     for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None})):
         draft = folder / f".{name}.writing.{ending}"
         figure.savefig(draft, metadata=metadata, dpi=STYLE["savefig.dpi"])
-        paths.append(draft.replace(folder / f"{name}.{ending}"))
-    return paths
+        draft.replace(folder / f"{name}.{ending}")
 
 
 @_styled

@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from lever_lib import pi2vec
 from lever_lib.artifacts import Outputs, Stage
@@ -41,6 +42,7 @@ STAGE = Stage(
 
 ALL_LAYOUTS = "all"  # name of the model trained on every layout, for layouts outside the library
 _MODEL, _VARIANT = "ridge", "all"
+_DECIMALS = 6  # of predictions: what differs by rounding of the linear algebra alone is a tie, on any machine
 _CLIP = 3.0  # standard deviations: the endless tail of a stuck policy is an outlier that a linear model runs away on
 
 
@@ -69,7 +71,7 @@ class Predictor:
         """
         z = _standardise(embeddings, self.mean, self.scale)
         direction = self.weights @ np.append(indicator, 1.0)
-        return z @ direction[:-1] + direction[-1]
+        return np.round(z @ direction[:-1] + direction[-1], _DECIMALS)
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def fit(table: Table, penalty: float) -> Predictor:
     bordered_z = np.hstack([z, np.ones((policies, 1))])
     bordered_c = np.hstack([table.indicators, np.ones((systems, 1))])
     design = np.einsum("pd,rc->prdc", bordered_z, bordered_c).reshape(policies * systems, -1)
-    model = make_pipeline(StandardScaler(), Ridge(alpha=penalty)).fit(design, table.returns.ravel())
+    with threadpool_limits(1):  # another number of threads adds in another order: same params, same bytes
+        model = make_pipeline(StandardScaler(), Ridge(alpha=penalty)).fit(design, table.returns.ravel())
     columns, ridge = model[0], model[1]
     weights = ridge.coef_ / columns.scale_
     weights[-1] = ridge.intercept_ - weights @ columns.mean_  # the last column is constant: it carries the bias
