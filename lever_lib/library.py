@@ -137,11 +137,9 @@ class Library:
     @cached_property
     def episodes(self) -> list[Episode]:
         """The training episode recorded at each policy's snapshot."""
-        golds = self.params.grid.golds
         with np.load(self.folder / "episodes.npz") as stored:
-            offsets = stored["offsets"]
-            left = np.unpackbits(stored["golds"], axis=1, count=golds).astype(bool)
-            cells, actions, lever, hazards = (stored[k] for k in ("cells", "actions", "lever", "hazard_steps"))
+            offsets, *columns = (stored[name] for name in ("offsets", *Episode._fields))
+        cells, actions, left, lever, hazards = columns
         spans = [slice(start, stop) for start, stop in itertools.pairwise(offsets)]
         return [Episode(cells[s], actions[s.start : s.stop - 1], left[s], lever[s], hazards[s]) for s in spans]
 
@@ -266,7 +264,7 @@ def _pack_episodes(episodes: list[Episode]) -> dict[str, np.ndarray]:
         "offsets": np.concatenate([[0], np.cumsum(lengths)]),
         "cells": np.concatenate([episode.cells for episode in episodes]),
         "actions": np.concatenate([np.append(episode.actions, np.int8(-1)) for episode in episodes]),
-        "golds": np.packbits(np.concatenate([episode.golds for episode in episodes]), axis=1),
+        "golds": np.concatenate([episode.golds for episode in episodes]),
         "lever": np.concatenate([episode.lever for episode in episodes]),
         "hazard_steps": np.concatenate([episode.hazard_steps for episode in episodes]),
     }

@@ -102,11 +102,8 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     """
     folder = outputs.require(STAGE)
     with np.load(folder / "canonical_states.npz") as stored:
-        golds = np.unpackbits(stored["golds"], axis=-1, count=params.grid.golds).astype(bool)
-        canonical = {
-            str(name): States(stored["cells"][i], golds[i], stored["lever"][i])
-            for i, name in enumerate(stored["seeds"])
-        }
+        states = zip(*(stored[name] for name in ("seeds", *States._fields)), strict=True)
+        canonical = {str(name): States(*parts) for name, *parts in states}
     return Embeddings(np.load(folder / "embeddings.npy"), canonical, params.pi2vec.gamma)
 
 
@@ -216,7 +213,7 @@ def _write(library: Library, folder: Path, jobs: list[_EmbeddingJob], embedded: 
         folder / "canonical_states.npz",
         seeds=np.array([job.embedder.layout.name for job in jobs]),
         cells=np.stack([states.cells for states in canonical]),
-        golds=np.packbits(np.stack([states.golds for states in canonical]), axis=-1),
+        golds=np.stack([states.golds for states in canonical]),
         lever=np.stack([states.lever for states in canonical]),
         features=np.stack([features(job.embedder.tables, job.embedder.canonical) for job in jobs]),
     )
