@@ -25,14 +25,13 @@ from numba import njit
 from lever_lib.envs.gridworld import (
     BUMP,
     ENTER_EXIT,
-    ENTER_GOLD,
     ENTER_HAZARD,
-    ENTER_LEVER,
     UNKNOWN,
     Layout,
     RewardTables,
     StatePay,
     Transitions,
+    enter,
     restrict,
     reward_tables,
     state_pay,
@@ -183,7 +182,7 @@ def prune(view: Experience) -> tuple[np.ndarray, float]:
     most = np.where(view.visits > 0, 1 - (1 - view.alpha) ** np.maximum(view.visits, 1), 1.0)
     upper, lower = np.empty(shape), np.empty(shape)
     _bound(view.transitions, view.rewards, once, most, keep, upper, lower)
-    dropped, moves = _count_dropped(view.transitions, keep, np.zeros(shape, np.bool_))
+    dropped, moves = _count_dropped(view.transitions, view.rewards.pay, keep, np.zeros(shape, np.bool_))
     return keep, dropped / max(moves, 1)
 
 
@@ -301,20 +300,11 @@ def _bound(
                     e = event[s, a]
                     if e in (BUMP, UNKNOWN):
                         continue
-                    reward, next_high, next_low = fixed[s, a], 0.0, 0.0
-                    if e == ENTER_EXIT:
-                        reward += pay.exit[left, taken]
-                    elif e != ENTER_HAZARD:
-                        left_after, taken_after = left, taken
-                        if e == ENTER_GOLD and left > 0:
-                            reward += pay.gold
-                            left_after -= 1
-                        elif e == ENTER_LEVER and taken == 0:
-                            reward += pay.lever
-                            taken_after = 1
-                        s_after = next_cell[s, a]
-                        next_high = upper[s_after, left_after, taken_after]
-                        next_low = lower[s_after, left_after, taken_after]
+                    extra, left_after, taken_after = enter(e, left, taken, pay)
+                    reward, next_high, next_low = fixed[s, a] + extra, 0.0, 0.0
+                    if e not in (ENTER_EXIT, ENTER_HAZARD):
+                        next_high = upper[next_cell[s, a], left_after, taken_after]
+                        next_low = lower[next_cell[s, a], left_after, taken_after]
                     high, low = reward + next_high, reward + next_low
                     highs[a] = max(once * high, most[s, a] * high)
                     lows[a] = min(once * low, most[s, a] * low)
@@ -331,7 +321,7 @@ def _bound(
 
 
 @njit(cache=True, nogil=True)
-def _count_dropped(transitions: Transitions, keep: np.ndarray, reached: np.ndarray) -> tuple[int, int]:
+def _count_dropped(transitions: Transitions, pay: StatePay, keep: np.ndarray, reached: np.ndarray) -> tuple[int, int]:
     next_cell, event, _ = transitions
     cells, golds = reached.shape[:2]
     reached[0, golds - 1, 0] = True
@@ -348,6 +338,6 @@ def _count_dropped(transitions: Transitions, keep: np.ndarray, reached: np.ndarr
                     moves += 1
                     dropped += not (keep[s, left, taken] >> a) & 1
                     if e not in (ENTER_EXIT, ENTER_HAZARD):
-                        left_after = left - 1 if e == ENTER_GOLD and left > 0 else left
-                        reached[next_cell[s, a], left_after, 1 if e == ENTER_LEVER else taken] = True
+                        _, left_after, taken_after = enter(e, left, taken, pay)
+                        reached[next_cell[s, a], left_after, taken_after] = True
     return dropped, moves

@@ -25,6 +25,7 @@ from lever_lib.envs.gridworld import (
     RewardTables,
     States,
     Transitions,
+    enter,
     restrict,
     reward_tables,
 )
@@ -122,21 +123,12 @@ def _backward(transitions: Transitions, rewards: RewardTables, keep: np.ndarray,
                     e = event[s, a]
                     if e in (BUMP, UNKNOWN) or not (keep[s, left, taken] >> a) & 1:
                         continue
-                    reward = fixed[s, a]
+                    extra, left_after, taken_after = enter(e, left, taken, pay)
+                    reward, s_after = fixed[s, a] + extra, next_cell[s, a]
                     if e in (ENTER_HAZARD, ENTER_EXIT):
-                        if e == ENTER_EXIT:
-                            reward += pay.exit[left, taken]
                         if reward > best_end:
                             best_end, end_choice = reward, a
                         continue
-                    left_after, taken_after = left, taken
-                    if e == ENTER_GOLD and left > 0:
-                        reward += pay.gold
-                        left_after -= 1
-                    elif e == ENTER_LEVER and taken == 0:
-                        reward += pay.lever
-                        taken_after = 1
-                    s_after = next_cell[s, a]
                     value = reward + end_value[s_after, left_after, taken_after]
                     if value > best_end:
                         best_end, end_choice = value, a

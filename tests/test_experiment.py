@@ -5,7 +5,7 @@ import pytest
 
 from lever_lib.artifacts import Outputs
 from lever_lib.composition import METHODS
-from lever_lib.experiment import KEY_COLUMNS, experiment_jobs, load_results
+from lever_lib.experiment import experiment_jobs, load_results
 from lever_lib.params import Execution
 from lever_lib.policies.base import CellPolicy
 from lever_lib.queries import QUERIES, QUERY_CLASSES
@@ -13,42 +13,15 @@ from lever_lib.rollout import evaluate
 from lever_lib.strategies import STRATEGIES
 from tests.conftest import build_everything
 
+KEY = ["spec", "library", "seed", "query_class", "setup", "query", "strategy", "method"]
 RESULTS = [
-    "spec",
-    "library",
-    "seed",
-    "query_class",
-    "setup",
-    "query",
-    "strategy",
-    "method",
-    "rung",
-    "policies",
-    "return",
-    "optimum",
-    "support_return",
-    "scratch_return",
-    "best_single_return",
-    "predicted_return",
-    "coverage_regret",
-    "composition_regret",
-    "combinations",
-    "stuck",
+    *KEY,
+    *("rung", "policies", "return", "optimum", "support_return", "scratch_return", "best_single_return"),
+    *("predicted_return", "coverage_regret", "composition_regret", "combinations", "stuck"),
 ]
 TIMINGS = [
-    "spec",
-    "library",
-    "seed",
-    "query_class",
-    "setup",
-    "query",
-    "strategy",
-    "method",
-    "seconds_decompose",
-    "seconds_search",
-    "seconds_compose",
-    "seconds_score",
-    "scratch_seconds",
+    *KEY,
+    *("seconds_decompose", "seconds_search", "seconds_compose", "seconds_score", "scratch_seconds"),
 ]
 
 
@@ -62,8 +35,8 @@ def test_every_query_strategy_method_layout_and_library_has_a_row(tables):
     assert results.columns.tolist() == RESULTS
     assert timings.columns.tolist() == TIMINGS
     assert len(results) == len(timings) == len(QUERIES) * len(STRATEGIES) * len(METHODS) * 3 * 2
-    assert not results.duplicated(KEY_COLUMNS).any()
-    assert (results[KEY_COLUMNS] == timings[KEY_COLUMNS]).all(axis=None)
+    assert not results.duplicated(KEY).any()
+    assert (results[KEY] == timings[KEY]).all(axis=None)
     assert results.notna().all(axis=None)
 
 
@@ -81,7 +54,7 @@ def test_gpi_is_never_below_the_best_policy_it_was_made_of(tables):
 
 
 def test_rung_3_is_supported_by_more(tables):
-    results = tables[0].set_index([*KEY_COLUMNS[:7], "method"])["support_return"].unstack("method")
+    results = tables[0].set_index([*KEY[:7], "method"])["support_return"].unstack("method")
     library = results.xs("library", level="strategy")
     assert (library["exnonzero"] >= library["gpi"] - 1e-6).all()
     assert (library["qsum"] == library["gpi"]).all(), "same policies, same support"

@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from lever_lib.envs.layouts import BLOCK, EMPTY, EXIT, GOLD, HAZARD, LEVER, START, sample_layout
 from lever_lib.envs.rewards import EVENTS, RewardSystem
@@ -247,6 +248,28 @@ def state_pay(golds: int, system: RewardSystem) -> StatePay:
     )
     exit_ = np.stack([without_lever, without_lever + weights[_W["exit_with_lever"]]], axis=1)
     return StatePay(float(weights[_W["gold"]]), float(weights[_W["lever"]]), exit_, float(weights[_W["bump"]]))
+
+
+@njit(cache=True, nogil=True)
+def enter(event: int, left: int, taken: int, pay: StatePay) -> tuple[float, int, int]:
+    """What entering a cell for the first time adds to the fixed reward of the step; for kernels.
+
+    Args:
+        event: code of the step; a gold or lever that was entered before is `ENTER_EMPTY`.
+        left: golds left.
+        taken: 1 if the lever was taken.
+        pay: of the reward system.
+
+    Returns:
+        Extra reward, golds left and lever taken afterwards.
+    """
+    if event == ENTER_GOLD and left > 0:
+        return pay.gold, left - 1, taken
+    if event == ENTER_LEVER and taken == 0:
+        return pay.lever, left, 1
+    if event == ENTER_EXIT:
+        return pay.exit[left, taken], left, taken
+    return 0.0, left, taken
 
 
 def restrict(transitions: Transitions, support: np.ndarray) -> Transitions:

@@ -17,13 +17,13 @@ from numba import njit
 
 from lever_lib.envs.gridworld import (
     BUMP,
+    ENTER_EMPTY,
     ENTER_EXIT,
-    ENTER_GOLD,
     ENTER_HAZARD,
-    ENTER_LEVER,
     Layout,
     RewardTables,
     Transitions,
+    enter,
 )
 from lever_lib.envs.layouts import HAZARD, LEVER
 from lever_lib.envs.rewards import RewardSystem
@@ -218,22 +218,12 @@ def sarsa_chunk(
             if recording:
                 path[t, 0], path[t, 1] = s, a
             t += 1
-            reward = fixed[s, a]
             e = event[s, a]
             s_after = next_cell[s, a]
-            if e == ENTER_GOLD:
-                if entered[s_after] != number:
-                    reward += pay.gold
-                    left -= 1
-            elif e == ENTER_LEVER:
-                if taken == 0:
-                    reward += pay.lever
-                    taken = 1
-            elif e == ENTER_EXIT:
-                reward += pay.exit[left, taken]
-                ended = True
-            elif e == ENTER_HAZARD:
-                ended = True
+            seen = entered[s_after] == number
+            extra, left, taken = enter(ENTER_EMPTY if seen else e, left, taken, pay)
+            reward = fixed[s, a] + extra
+            ended = e in (ENTER_EXIT, ENTER_HAZARD)
             if e != BUMP:
                 entered[s_after] = number
             total += reward
