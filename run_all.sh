@@ -9,19 +9,29 @@
 #
 # Everything is installed into .venv on the first call.
 set -euo pipefail
-[[ -z ${LEVER_OUTPUTS:-} ]] || LEVER_OUTPUTS=$(realpath -m -- "$LEVER_OUTPUTS") # before moving away
+case ${LEVER_OUTPUTS:-/} in
+  /*) ;;
+  *) LEVER_OUTPUTS=$PWD/$LEVER_OUTPUTS ;; # before moving away
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 die() { echo "run_all.sh: $1" >&2; exit 2; }
 
 usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
+# A copied or moved checkout brings a .venv that still points to the old place.
+installed_here() {
+  local root
+  root=$(pwd -P)
+  [[ $(cd / && "$root/.venv/bin/python" -c 'import lever_lib; print(lever_lib.__path__[0])' 2>/dev/null) == "$root/lever_lib" ]]
+}
+
 set_up() {
   local stamp=.venv/requirements.sha256 wanted python=${PYTHON:-python3}
   command -v "$python" >/dev/null || die "no $python found; install Python 3.11 or newer"
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version) is too old; needs 3.11 or newer"
   wanted=$(cat requirements.txt pyproject.toml | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
-  if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && .venv/bin/python -c 'import lever_lib' 2>/dev/null; then
+  if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && installed_here; then
     return
   fi
   echo "setting up .venv (a few minutes, once)" >&2
@@ -39,8 +49,8 @@ run_tests() {
   LEVER_OUTPUTS=$(mktemp -d)
   export LEVER_OUTPUTS
   trap 'rm -rf "$LEVER_OUTPUTS"' EXIT
-  .venv/bin/ruff check --no-cache .
-  .venv/bin/ruff format --no-cache --check .
+  .venv/bin/python -m ruff check --no-cache .
+  .venv/bin/python -m ruff format --no-cache --check .
   .venv/bin/python -m pytest -p no:cacheprovider tests
   .venv/bin/python -m pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout 600 \
     --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
@@ -50,7 +60,7 @@ run_notebooks_in_place() {
   LEVER_OUTPUTS=$(mktemp -d)
   export LEVER_OUTPUTS
   trap 'rm -rf "$LEVER_OUTPUTS"' EXIT
-  TQDM_DISABLE=1 .venv/bin/jupyter nbconvert --log-level WARN --to notebook --execute --inplace notebooks/[0-9]*.ipynb
+  TQDM_DISABLE=1 .venv/bin/python -m nbconvert --log-level WARN --to notebook --execute --inplace notebooks/[0-9]*.ipynb
   .venv/bin/python -m nbstripout --keep-output --keep-count --keep-id \
     --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/[0-9]*.ipynb
 }
@@ -68,13 +78,15 @@ while (($#)); do
   shift
 done
 
+case ${specs[0]:-} in
+  test | notebooks) ((${#specs[@]} == 1)) || die "${specs[0]} takes no further words" ;;
+esac
 set_up
 case ${specs[0]:-} in
   test) run_tests ;;
   notebooks) run_notebooks_in_place ;;
   *)
     ((${#specs[@]})) || specs=(8x8 16x16 32x32)
-    .venv/bin/python -m lever_lib.params "${specs[@]}"
     exec .venv/bin/python -m lever_lib.notebooks --from "$from" "${specs[@]}"
     ;;
 esac

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lever_lib.api import open_library
 
 __all__ = ["open_library"]
+
+
+def _keep_kernels_true() -> None:
+    """Give compiled kernels a cache of their own for each state of the sources.
+
+    Numba recompiles a kernel when its own file changes, but not when a function or constant that it uses from another
+    file does: results would come from old code. It reads the folder's name when it is first imported.
+    """
+    package = Path(__file__).resolve().parent
+    sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()
+    folder = package / "__pycache__" / f"kernels-{sources[:16]}"
+    if os.environ.get("NUMBA_CACHE_DIR", "").endswith(folder.name) or not os.access(package, os.W_OK):
+        return  # inherited from a process that runs the same sources, or nothing to be kept here
+    if not folder.exists():
+        for old in folder.parent.glob("kernels-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+
+
+_keep_kernels_true()
 
 
 def __getattr__(name: str) -> Any:

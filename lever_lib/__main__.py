@@ -29,11 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     except LeverError as error:
         sys.stderr.write(f"lever: {' '.join(str(error).split())}\n")
         return 2
+    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        sys.stderr.write(f"lever: {error.filename}: {error.strerror}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("lever: interrupted; nothing was changed\n")
         return 130
-    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -145,12 +148,12 @@ def _decompose(options: argparse.Namespace) -> None:
 
     if options.file:
         try:
-            queries = options.file.read_text().splitlines()
+            lines = options.file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise LeverError(f"--file {options.file}: cannot be read as text ({type(error).__name__})") from None
     else:
-        queries = [options.query]
-    for query in queries:
+        lines = [options.query]
+    for query in lines:
         objectives = recognise(query)
         if options.json:
             confidence = 1.0 if objectives else 0.0
@@ -180,11 +183,11 @@ def _view(options: argparse.Namespace) -> None:
     params = load_params(options.spec)
     library = load_library(params, Outputs(options.spec, params))
     table = library.policies
-    if options.library:
+    if options.library is not None:
         table = table[table["library"] == library.check_library(options.library)]
-    if options.seed:
+    if options.seed is not None:
         table = table[table["seed"] == library.layout(options.seed).name]
-    if options.setup:
+    if options.setup is not None:
         table = table[table["setup"] == library.system(options.setup).name]
         if table.empty:
             raise LeverError(f"setup {options.setup!r}: no policy here; trained: {', '.join(library.systems)}")

@@ -112,7 +112,7 @@ class OpenLibrary:
         if top_k is not None and top_k < 1:
             raise LeverError(f"top_k = {top_k}: must be at least 1")
         layout = self.library.layout(self.params.seeds[0] if seed is None else seed)
-        name = self.library.check_library(library or list(self.params.libraries)[-1])
+        name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
         split = decompose(query, _ASK.pool, how or settings.decompose)
         if not split.sub_queries:
             raise LeverError(
@@ -122,12 +122,14 @@ class OpenLibrary:
         vectors = encode(list(split.sub_queries), settings.encoder)
         system, setups = self._target(split, vectors)
         scope = Scope(layout.name, name, setups)
-        found = self.retriever.candidates(vectors, scope, system, max(settings.candidates, top_k or 0))
+        top_k = settings.top_k if top_k is None else top_k
+        count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
+        found = self.retriever.candidates(vectors, scope, system, count)
         for sub_query, table in zip(split.sub_queries, found, strict=True):
             if table.empty:
                 gate = settings.cosine_gate
                 raise LeverError(f"query {sub_query!r}: no policy has a cosine of search.cosine_gate = {gate} or more")
-        choice, rows = self._choose(layout, system, scope, found, strategy, composer.name, top_k or settings.top_k)
+        choice, rows = self._choose(layout, system, scope, found, strategy, composer.name, top_k)
         outcome: Outcome = evaluate(choice.policy, layout, system)
         return Answer(
             query=query,

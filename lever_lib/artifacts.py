@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from lever_lib.params import Params, resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = "manifest.json"
+_DAMAGED = "is missing or damaged"
 
 
 def outputs_root() -> Path:
@@ -80,11 +82,17 @@ class Outputs:
         if not path.is_file():
             return {}
         try:
-            return json.loads(path.read_text())["stages"]
-        except (ValueError, KeyError, TypeError):
+            stages = json.loads(path.read_bytes())["stages"]
+            for entry in stages.values():
+                if not isinstance(entry["key"], str) or not all(
+                    isinstance(sum_, str) for sum_ in entry["files"].values()
+                ):
+                    raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise MissingArtifactError(
-                f"{path}: not a readable manifest; delete it and run the notebooks again"
+                f"{shown(path)}: not a readable manifest; delete it and run the notebooks again"
             ) from None
+        return stages
 
     def key(self, stage: Stage) -> str:
         """Hash of everything that `stage` depends on, as things are now."""
@@ -98,8 +106,14 @@ class Outputs:
         return _sha256(json.dumps(parts, sort_keys=True).encode())
 
     def fresh(self, stage: Stage) -> bool:
-        """Whether `stage` and all before it are whole and were built from what is there now."""
-        return self._problem(stage) is None
+        """Whether `stage` and all before it are whole and were built from what is there now.
+
+        A damaged file is named in the log.
+        """
+        problem = self._problem(stage)
+        if problem and problem.endswith(_DAMAGED):
+            logging.getLogger(__name__).warning("%s; building it again", problem)
+        return problem is None
 
     def require(self, stage: Stage) -> Path:
         """Folder of a stage that another one wants to read.
@@ -125,7 +139,7 @@ class Outputs:
             return f"{shown(self.folder / stage.name)} is not built"
         damaged = damaged_files(self.folder, entry)
         if damaged:
-            return f"{shown(damaged[0])} is missing or damaged"
+            return f"{shown(damaged[0])} {_DAMAGED}"
         if entry["key"] != self.key(stage):
             return f"{shown(self.folder / stage.name)} was built from other params or code"
         return None

@@ -67,16 +67,14 @@ class Successors(QTables):
     """Rung 1.
 
     Attributes:
-        psi: successor features of a set of policies, the candidates among them.
-        fixed: what the counts of psi pay under the question's reward, float64 (P, S, 4).
+        psi: successor features of the candidates.
+        fixed: what the counts of psi pay under the question's reward, float64 (M, S, 4).
         pay: what golds, lever, exit and being stuck pay.
-        members: rows of psi that are the candidates, int32 (M,).
     """
 
     psi: SuccessorTable
     fixed: np.ndarray
     pay: StatePay
-    members: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -113,23 +111,34 @@ class Method:
         name: id in tables and on the command line.
         rung: what it may read.
         compose: from the rung's view to a policy.
+        by_behaviour: whether the policy depends on nothing but how the candidates act, as a set: combinations that act
+            alike are then composed once.
     """
 
     name: str
     rung: int
     compose: Callable[[QTables], Policy]
+    by_behaviour: bool = False
 
 
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, rung: int) -> Callable[[Callable[..., Policy]], Callable[..., Policy]]:
-    """Make a function a composition method: it takes the view of its rung (0 to 3) and returns a policy."""
+def register(
+    name: str, rung: int, by_behaviour: bool = False
+) -> Callable[[Callable[..., Policy]], Callable[..., Policy]]:
+    """Make a function a composition method: it takes the view of its rung (0 to 3) and returns a policy.
+
+    Args:
+        name: its id.
+        rung: what it may read.
+        by_behaviour: see `Method`.
+    """
     if rung not in range(4):
         raise LeverError(f"rung = {rung}: must be 0, 1, 2 or 3")
 
     def add(compose: Callable[..., Policy]) -> Callable[..., Policy]:
-        METHODS[name] = Method(name, rung, compose)
+        METHODS[name] = Method(name, rung, compose, by_behaviour)
         return compose
 
     return add
@@ -141,13 +150,13 @@ def qsum(view: QTables) -> CellPolicy:
     return CellPolicy(greedy_actions(view.q_tables.sum(axis=0)))
 
 
-@register("gpi", rung=1)
+@register("gpi", rung=1, by_behaviour=True)
 def gpi(view: Successors) -> SuccessorPolicy:
     """One step of generalised policy improvement over the candidates, under the question's reward.
 
     Source: Barreto et al. (2017), theorem 1.
     """
-    return SuccessorPolicy(view.psi, view.fixed, view.pay, view.members)
+    return SuccessorPolicy(view.psi, view.fixed, view.pay)
 
 
 @register("exnonzero", rung=3)
@@ -206,6 +215,7 @@ class Pool:
     visits: np.ndarray
     alpha: float
     _supports: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, repr=False)
+    _successors: dict[int, tuple[SuccessorTable, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def fresh(self) -> Pool:
         """The same pool with nothing computed yet."""
@@ -217,14 +227,18 @@ class Pool:
         return greedy_actions(self.q_tables)
 
     @cached_property
-    def psi(self) -> SuccessorTable:
-        """Successor features of the greedy policies."""
-        return successor_table(self.layout, self.actions)
+    def behaviour(self) -> list[int]:
+        """Per policy the first one that acts exactly like it."""
+        first: dict[bytes, int] = {}
+        return [first.setdefault(actions.tobytes(), row) for row, actions in enumerate(self.actions)]
 
-    @cached_property
-    def fixed(self) -> np.ndarray:
-        """What the counts of psi pay, float64 (P, S, 4)."""
-        return self.psi.counts @ self.system.weights[_COUNTED]
+    def successors(self, member: int) -> tuple[SuccessorTable, np.ndarray]:
+        """Successor features of one greedy policy (M = 1), and what their counts pay; computed when first asked for."""
+        row = self.behaviour[member]
+        if row not in self._successors:
+            psi = successor_table(self.layout, self.actions[row : row + 1])
+            self._successors[row] = psi, psi.counts @ self.system.weights[_COUNTED]
+        return self._successors[row]
 
     @cached_property
     def pay(self) -> StatePay:
@@ -236,7 +250,9 @@ class Pool:
         q_tables = self.q_tables[list(members)]
         if rung == 0:
             return QTables(q_tables)
-        successors = (q_tables, self.psi, self.fixed, self.pay, np.array(members, np.int32))
+        tables, fixed = zip(*(self.successors(member) for member in members), strict=True)
+        psi = SuccessorTable(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
+        successors = (q_tables, psi, np.concatenate(fixed), self.pay)
         if rung == 1:
             return Successors(*successors)
         support = self.row_support(rung, members)

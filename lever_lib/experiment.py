@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lever_lib import index, regressor
+from lever_lib import index, pi2vec, regressor
+from lever_lib import library as library_stage
 from lever_lib.artifacts import Outputs, Stage
 from lever_lib.composition import METHODS, Pool
 from lever_lib.decompose import decompose
@@ -32,7 +33,7 @@ STAGE = Stage(
     notebook="05_composition",
     files=("results.csv", "timings.csv"),
     params=("grid", "search", "sarsa.alpha", "pi2vec"),
-    upstream=(regressor.STAGE, index.STAGE),
+    upstream=(library_stage.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE),
     module="lever_lib.experiment",
 )
 
@@ -138,7 +139,8 @@ def load_results(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame]:
         MissingArtifactError: if they are absent, damaged or out of date.
     """
     folder = outputs.require(STAGE)
-    results, timings = (pd.read_csv(folder / name, dtype={"seed": str}) for name in STAGE.files)
+    text = dict.fromkeys(KEY_COLUMNS, str)
+    results, timings = (pd.read_csv(folder / name, dtype=text, keep_default_na=False) for name in STAGE.files)
     return results, timings
 
 
@@ -199,8 +201,9 @@ def _ask(retriever: Retriever, plan: _QueryPlan, scope: Scope, policies: pd.Data
     tables = retriever.candidates(plan.vectors, scope, library.system(query.setup), count)
     seconds = time.perf_counter() - started
     if any(table.empty for table in tables):
-        gate = retriever.gate
-        raise LeverError(f"query {query.text!r}: a sub-query finds no policy with a cosine of {gate} or more")
+        raise LeverError(
+            f"search.cosine_gate = {retriever.gate}: too high, a sub-query of {query.text!r} finds no policy"
+        )
     own = policies["setup"] == query.setup
     return Asked(
         query=query,

@@ -196,7 +196,8 @@ def _write(
     _timing_table(params, records).to_parquet(folder / "timings.parquet", index=False)
     _curve_table(runs).to_parquet(folder / "curves.parquet", index=False)
     np.save(folder / "q_tables.npy", np.stack([record.q_table for record in records]))
-    np.save(folder / "visits.npy", np.stack([record.visits for record in records]).astype(np.int32))
+    most = np.iinfo(np.int32).max
+    np.save(folder / "visits.npy", np.stack([np.minimum(record.visits, most).astype(np.int32) for record in records]))
     np.savez_compressed(folder / "episodes.npz", **_pack_episodes([record.episode for record in records]))
     np.savez_compressed(
         folder / "layouts.npz",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from lever_lib import experiment, index, library, pi2vec, regressor
 from lever_lib.artifacts import ROOT, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
+from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError
 from lever_lib.params import load_params, resolved
 
@@ -68,6 +70,7 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
 
 def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     try:
@@ -83,6 +86,11 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
         draft.replace(failed)
         reason = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise LeverError(f"notebook {path.name} failed for spec {spec}: {reason}; read {shown(failed)}") from None
+    except DeadKernelError:
+        draft.replace(failed)
+        raise LeverError(
+            f"notebook {path.name} failed for spec {spec}: its kernel died, perhaps for want of memory"
+        ) from None
     except KeyboardInterrupt:
         draft.unlink(missing_ok=True)
         raise
@@ -90,13 +98,16 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
 
 def _key(path: Path, outputs: Outputs) -> str:
     """Hash of all that an executed notebook shows: its cells, the params, the code, the stages."""
-    cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
+    code = "\n".join(source for kind, source in cells if kind == "code")
     stages = {name: lasting_files(entry["files"]) for name, entry in outputs.manifest().items() if "/" not in name}
     upstream = _upstream(STAGES.get(path.stem))
     parts: dict[str, Any] = {
         "cells": cells,
         "params": resolved(outputs.params),
-        "sources": [source_hash("lever_lib.api"), source_hash("lever_lib.experiment"), source_hash("lever_lib.plots")],
+        "sources": {
+            name: source_hash(name) for name in re.findall(r"^from (lever_lib[\w.]*) import", code, re.MULTILINE)
+        },
         "stages": {name: files for name, files in stages.items() if not upstream or name in upstream},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -107,6 +118,20 @@ def _upstream(stage: Stage | None) -> set[str]:
     return {stage.name}.union(*(_upstream(up) for up in stage.upstream)) if stage else set()
 
 
+def check_spec(spec: str) -> None:
+    """Refuse a spec that cannot be run, before anything is written: its params, and a layout for every seed.
+
+    Raises:
+        LeverError: naming file, key, value and rule.
+    """
+    params = load_params(spec)
+    for seed in params.seeds:
+        try:
+            make_layout(params.grid, seed)
+        except LeverError as error:
+            raise LeverError(f"params/{spec}.yaml: grid: {error}") from None
+
+
 def run_spec(spec: str, start: str) -> None:
     """Run the notebooks of one spec and say where the results are."""
     outputs = Outputs(spec, load_params(spec))
@@ -114,7 +139,11 @@ def run_spec(spec: str, start: str) -> None:
         sys.stderr.write(f"{spec}: {path.stem} ... ")
         sys.stderr.flush()
         started = time.perf_counter()
-        ran = run_notebook(path, spec, outputs)
+        try:
+            ran = run_notebook(path, spec, outputs)
+        except LeverError:
+            sys.stderr.write("failed\n")
+            raise
         sys.stderr.write(f"{time.perf_counter() - started:.1f} s\n" if ran else "up to date\n")
     folder = shown(outputs.folder)
     sys.stdout.write(
@@ -131,9 +160,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         for spec in options.specs:
+            check_spec(spec)
+        for spec in options.specs:
             run_spec(spec, options.start)
     except LeverError as error:
-        sys.stderr.write(f"\n{error}\n")
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"{error.filename}: {error.strerror}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted; finished stages are kept, run the same command again to go on\n")

@@ -10,7 +10,6 @@ import difflib
 import itertools
 import json
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -171,42 +170,43 @@ def snapshot_episodes(params: Params, library: str) -> list[int]:
     return [round(share * episodes) for share in params.sarsa.snapshots]
 
 
-def available_specs(folder: Path = PARAMS_FOLDER) -> list[str]:
+def available_specs() -> list[str]:
     """Names of the specs that have a params file."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in PARAMS_FOLDER.glob("*.yaml"))
 
 
-def load_params(spec: str, folder: Path = PARAMS_FOLDER) -> Params:
-    """Read and check `<folder>/<spec>.yaml`.
+def load_params(spec: str) -> Params:
+    """Read and check `params/<spec>.yaml`.
 
     Args:
         spec: name of the file without `.yaml`; also the folder name under `outputs/`.
-        folder: where params files live.
 
     Raises:
         ParamsError: naming the file, the key, the value and the rule.
     """
     if not isinstance(spec, str) or not _SPEC_NAME.fullmatch(spec):
         raise ParamsError(f"spec {spec!r}: must be a name of letters, digits, '.', '_' or '-'")
-    path = folder / f"{spec}.yaml"
+    path = PARAMS_FOLDER / f"{spec}.yaml"
     if not path.is_file():
-        known = ", ".join(available_specs(folder)) or "none"
-        raise ParamsError(f"spec {spec!r}: no file {folder.name}/{path.name}; specs here: {known}")
-    return parse_params(path.read_bytes(), source=f"{folder.name}/{path.name}")
+        known = ", ".join(available_specs()) or "none"
+        raise ParamsError(f"spec {spec!r}: no file params/{path.name}; specs here: {known}")
+    return parse_params(path.read_bytes(), source=f"params/{path.name}")
 
 
 def parse_params(text: str | bytes, source: str = "params") -> Params:
     """Check the YAML text of a params file; `source` is how errors call it."""
     try:
         raw = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        # What JSON cannot say (dates, sets, endless references) is no setting either.
+        plain = json.dumps(raw, default=str)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ParamsError(f"{source}: not readable as YAML: {reason}") from None
     if not isinstance(raw, dict):
         raise ParamsError(f"{source}: must be a mapping of keys to values, is {type(raw).__name__}")
     try:
         # JSON mode: strict about numbers and names, while lists and mappings become tuples and dataclasses
-        return TypeAdapter(Params).validate_json(json.dumps(raw, default=str))
+        return TypeAdapter(Params).validate_json(plain)
     except ValidationError as error:
         raise ParamsError(f"{source}: {_explain(error)}") from None
 
@@ -262,19 +262,3 @@ def _nearest_key(location: list[str]) -> str:
     known = [field.name for field in fields(owner)] if owner else []
     close = difflib.get_close_matches(location[-1], known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
-
-
-def main(specs: list[str]) -> int:
-    """Check the params files of `specs`; print the first problem of each on stderr. 0 if all are fine, else 2."""
-    failed = 0
-    for spec in specs:
-        try:
-            load_params(spec)
-        except ParamsError as error:
-            sys.stderr.write(f"{error}\n")
-            failed = 2
-    return failed
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

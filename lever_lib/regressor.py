@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from lever_lib import library as library_stage
 from lever_lib import pi2vec
 from lever_lib.artifacts import Outputs, Stage
 from lever_lib.envs.rewards import RewardSystem
@@ -36,7 +37,7 @@ STAGE = Stage(
     notebook="03_regressor",
     files=("models.npz", "predictions.parquet", "cross_validation.csv"),
     params=("grid", "regressor"),
-    upstream=(pi2vec.STAGE,),
+    upstream=(library_stage.STAGE, pi2vec.STAGE),
     module="lever_lib.regressor",
 )
 

@@ -52,7 +52,8 @@ class Outcome(NamedTuple):
         return_: undiscounted sum of rewards over the horizon.
         stuck: whether it ended neither at the exit nor in a hazard.
         cells: cells visited, int32 (T + 1,).
-        actions: actions taken, int8 (T,); a stuck policy's last is its bump, once.
+        actions: actions taken, int8 (T,); a stuck policy's last is its bump, once, or -1 if it stays for want of any
+            known action.
     """
 
     return_: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -63,25 +63,27 @@ def choose(
 ) -> Choice:
     """Compose every combination, embed it, predict its return, keep the best; the first one on ties.
 
-    Combinations that come to the same policy are embedded once.
+    What is known to come to the same policy is composed or embedded once: combinations that act alike under a method
+    that reads behaviour only, and policies that take the same action in every cell.
     """
     seconds_compose = seconds_score = 0.0
     best: tuple[float, tuple[int, ...], Policy] | None = None
-    known: dict[bytes, float] = {}
+    known: dict[Hashable, float] = {}
     for members in combos:
-        started = time.perf_counter()
-        policy = pool.compose(method, members)
-        composed = time.perf_counter()
-        key = policy.actions.tobytes() if isinstance(policy, CellPolicy) else None
+        started = composed = time.perf_counter()
+        key: Hashable = frozenset(pool.behaviour[member] for member in members) if method.by_behaviour else None
         if key is None or key not in known:
-            embedding = embedder.embed(policy)
-            value = float(predictor.predict(embedding[None], pool.system.indicator)[0])
+            policy = pool.compose(method, members)
+            if isinstance(policy, CellPolicy):
+                key = policy.actions.tobytes()
+            composed = time.perf_counter()
+            value = known.get(key)
+            if value is None:
+                value = float(predictor.predict(embedder.embed(policy)[None], pool.system.indicator)[0])
             if key is not None:
                 known[key] = value
-        else:
-            value = known[key]
-        if best is None or value > best[0]:
-            best = value, members, policy
+            if best is None or value > best[0]:
+                best = value, members, policy
         seconds_compose += composed - started
         seconds_score += time.perf_counter() - composed
     if best is None:

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from lever_lib import index, library, pi2vec, regressor
+from lever_lib import regressor
 from lever_lib.artifacts import Outputs, Stage, file_hash, outputs_root, source_hash
 from lever_lib.errors import MissingArtifactError
-from lever_lib.params import Energy, Execution, Regressor, Search, load_params
+from lever_lib.notebooks import STAGES
+from lever_lib.params import Energy, Execution, Pi2Vec, Regressor, Sarsa, Search, load_params
 
 FIRST = Stage("first", "01_first", ("a.txt",), ("grid",), (), "lever_lib.seeding")
+ALL = {"library", "pi2vec", "regressor", "search", "composition"}
 SECOND = Stage("second", "02_second", ("b.txt",), ("search.top_k",), (FIRST,), "lever_lib.seeding")
 
 
@@ -102,14 +104,35 @@ def test_timings_do_not_count_as_input(outputs):
     assert outputs.fresh(after)
 
 
-def test_sources_are_followed_through_imports():
-    assert source_hash("lever_lib.library") == source_hash("lever_lib.library")
-    assert source_hash("lever_lib.planning") != source_hash("lever_lib.library")
+def test_sources_are_followed_through_imports(monkeypatch, tmp_path):
+    package = tmp_path / "lever_lib"
+    package.mkdir()
+    (package / "top.py").write_text("from lever_lib.middle import x")
+    (package / "middle.py").write_text("from lever_lib import bottom\nimport numpy")
+    (package / "bottom.py").write_text("y = 1")
+    (package / "aside.py").write_text("z = 1")
+    monkeypatch.setattr("lever_lib.artifacts.__file__", str(package / "artifacts.py"))
+
+    def fingerprint():
+        source_hash.cache_clear()
+        return source_hash("lever_lib.top")
+
+    try:
+        before = fingerprint()
+        (package / "aside.py").write_text("z = 2")
+        assert fingerprint() == before
+        (package / "bottom.py").write_text("y = 2")
+        assert fingerprint() != before
+    finally:
+        source_hash.cache_clear()
 
 
-def test_an_unreadable_manifest_is_an_error_not_a_crash(outputs):
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"stages": []}', '{"stages": {"first": {}}}', '{"stages": {"first": {"key": 1, "files": {}}}}']
+)
+def test_an_unreadable_manifest_is_an_error_not_a_crash(outputs, text):
     build(outputs, FIRST)
-    (outputs.folder / "manifest.json").write_text("{")
+    (outputs.folder / "manifest.json").write_text(text)
     with pytest.raises(MissingArtifactError, match=r"manifest\.json"):
         outputs.fresh(FIRST)
 
@@ -125,16 +148,36 @@ def test_the_environment_moves_all_outputs(monkeypatch, tmp_path):
     ("change", "stale"),
     [
         ({"execution": Execution(workers=2)}, set()),
-        ({"energy": Energy(watts_per_core=30.0)}, {"library", "pi2vec", "regressor", "search"}),
-        ({"regressor": Regressor(ridge_penalty=5.0)}, {"regressor"}),
-        ({"search": Search(candidates=4)}, set()),
-        ({"root_seed": 9}, {"library", "pi2vec", "regressor", "search"}),
+        ({"energy": Energy(watts_per_core=30.0)}, ALL),
+        ({"sarsa": Sarsa(gamma=0.98)}, ALL),
+        ({"root_seed": 9}, ALL),
+        ({"pi2vec": Pi2Vec(gamma=0.9)}, {"pi2vec", "regressor", "composition"}),
+        ({"regressor": Regressor(ridge_penalty=5.0)}, {"regressor", "composition"}),
+        ({"search": Search(candidates=4)}, {"composition"}),
     ],
 )
 def test_one_changed_key_makes_stale_just_what_depends_on_it(smoke, smoke_outputs, smoke_params, change, stale):
     changed = Outputs("smoke", replace(smoke_params, **change), smoke_outputs.folder.parent)
-    stages = (library.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE)
-    assert {stage.name for stage in stages if not changed.fresh(stage)} == stale
+    assert {stage.name for stage in STAGES.values() if not changed.fresh(stage)} == stale
+
+
+def test_every_stage_lists_what_it_reads():
+    """A stage whose module imports the loader of another stage depends on that stage."""
+    upstream = {name: {up.name for up in stage.upstream} for name, stage in ((s.name, s) for s in STAGES.values())}
+    assert upstream == {
+        "library": set(),
+        "pi2vec": {"library"},
+        "search": {"library"},
+        "regressor": {"library", "pi2vec"},
+        "composition": {"library", "pi2vec", "regressor", "search"},
+    }
+
+
+def test_damage_is_named_in_the_log(outputs, caplog):
+    build(outputs, FIRST, "abc")
+    (outputs.folder / "first" / "a.txt").write_text("x")
+    assert not outputs.fresh(FIRST)
+    assert "a.txt is missing or damaged; building it again" in caplog.text
 
 
 def test_a_copied_run_is_as_good_as_the_original(smoke, smoke_outputs, smoke_params, tmp_path):

@@ -9,7 +9,7 @@ from lever_lib.artifacts import ROOT
 from lever_lib.experiment import load_results
 
 
-def lever(*arguments, outputs=None, module="lever_lib"):
+def lever(*arguments, outputs=None, module="lever_lib", cwd=None):
     """Run the command line as a user would."""
     environment = dict(os.environ)
     if outputs:
@@ -19,7 +19,7 @@ def lever(*arguments, outputs=None, module="lever_lib"):
         capture_output=True,
         text=True,
         env=environment,
-        cwd=outputs or ROOT,
+        cwd=cwd or outputs or ROOT,
         check=False,
         timeout=300,
     )
@@ -136,13 +136,14 @@ def test_a_user_error_is_one_line_and_exit_code_2(built, arguments, parts):
     assert_refused(lever(*arguments, outputs=built), *parts)
 
 
-def test_params_are_checked_before_anything_runs(tmp_path):
-    (ROOT / "params" / "broken-test.yaml").write_text(
-        "grid: {size: 6, golds: 1, blocks: 1, hazards: 1, moevs: forward}"
-    )
-    try:
-        result = lever("broken-test", outputs=tmp_path, module="lever_lib.params")
-        assert_refused(result, "params/broken-test.yaml", "grid.moevs", "'moves'")
-    finally:
-        (ROOT / "params" / "broken-test.yaml").unlink()
-    assert list(tmp_path.iterdir()) == []
+def test_a_line_is_a_query_whatever_it_holds(tmp_path):
+    path = tmp_path / "queries.txt"
+    path.write_bytes("\ufeffgold\x0cand\u2028silver\r\n\nlever".encode())
+    answers = [json.loads(line) for line in lever("decompose", "--file", str(path), "--json").stdout.splitlines()]
+    assert [answer["objectives"] for answer in answers] == [["gold"], [], ["lever"]]
+
+
+def test_a_damaged_manifest_is_one_line(built, tmp_path):
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "manifest.json").write_text('{"stages": []}')
+    assert_refused(lever("search", "gold", "--spec", "smoke", outputs=tmp_path), "manifest.json")

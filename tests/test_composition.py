@@ -5,13 +5,14 @@ from hypothesis import strategies as st
 
 from lever_lib import composition
 from lever_lib.composition import METHODS, Experience, Pool, QTables, Successors, Support, method, prune
-from lever_lib.envs.gridworld import UNKNOWN, States, layout_from_text, make_layout
+from lever_lib.envs.gridworld import BUMP, UNKNOWN, States, layout_from_text, make_layout
 from lever_lib.envs.rewards import EVENTS, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.params import load_params
 from lever_lib.planning import optimum, plan
 from lever_lib.policies.base import CellPolicy, successor_table
 from lever_lib.rollout import END_EXIT, END_STUCK, evaluate, event_counts
+from tests.oracle import World
 from tests.worlds import layouts, random_q_tables, systems
 
 ABOVE_NOISE = 1e-6
@@ -109,11 +110,15 @@ def test_a_view_shows_its_rung_and_no_more(corridor):
     pool = pool_of(corridor, reward_system("path-gold"), 3, 0)
     names = {rung: set(vars(pool.view(rung, (0, 2)))) for rung in range(4)}
     assert names[0] == {"q_tables"}
-    assert names[1] - names[0] == {"psi", "fixed", "pay", "members"}
+    assert names[1] - names[0] == {"psi", "fixed", "pay"}
     assert names[2] - names[1] == {"transitions", "rewards"}
     assert names[3] - names[2] == {"visits", "alpha"}
     assert [type(pool.view(rung, (0,))) for rung in range(4)] == [QTables, Successors, Support, Experience]
-    assert pool.view(0, (0, 2)).q_tables.shape[0] == 2
+    view = pool.view(3, (2, 0))
+    assert (view.q_tables == pool.q_tables[[2, 0]]).all()
+    for part, whole in zip(view.psi, successor_table(corridor, pool.actions), strict=True):
+        assert (part == whole[[2, 0]]).all(), "successor features of the candidates, of nobody else"
+    assert len(view.fixed) == 2
 
 
 def test_transitions_outside_the_support_are_not_handed_out(corridor):
@@ -161,6 +166,51 @@ def test_bounds_by_hand(corridor):
     assert not keep[13, 0, 0] & 1, "0.89 is not above 9.9"
     assert keep[13, 0, 0] & 4
     assert dropped == 0, "none of these cells is reached from the start by known moves"
+
+
+def bounds_by_walking(pool, members):
+    """The moves that survive in every state that can be reached, by recursion through the slow world."""
+    support = pool.row_support(3, members)
+    visits = pool.total_visits(members)
+    survivors = {}
+
+    def factor(count):
+        return 1 - 0.9 ** int(count) if count else 1.0
+
+    def bounds(world):
+        cell = world.position[0] * world.size + world.position[1]
+        left = sum(code == 1 for row in world.grid for code in row)
+        state = (cell, left, int(world.lever))
+        found = {}
+        for action in np.flatnonzero(support[cell]):
+            after = World(pool.layout, pool.system.components, pool.system.legacy_gold_exit)
+            after.grid, after.position, after.lever = [row[:] for row in world.grid], world.position, world.lever
+            reward = after.step(int(action))
+            if after.position == world.position:
+                continue
+            high, low = (0.0, 0.0) if after.done else bounds(after)
+            ends = 0.1, factor(visits[cell, action])
+            found[int(action)] = max(e * (reward + high) for e in ends), min(e * (reward + low) for e in ends)
+        if not found:
+            return 0.0, -float(pool.layout.horizon)
+        best = max(found, key=lambda action: (found[action][1], -action))
+        survivors[state] = {a for a in found if a == best or found[a][0] > found[best][1] + 1e-12}
+        return max(high for high, _ in found.values()), found[best][1]
+
+    bounds(World(pool.layout, pool.system.components, pool.system.legacy_gold_exit))
+    return survivors
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts(largest=5), systems, st.integers(0, 2**32 - 1))
+def test_bounds_equal_walking_everything(layout, system, seed):
+    pool = pool_of(layout, system, 2, seed)
+    keep, _ = prune(pool.view(3, (0, 1)))
+    for (cell, left, taken), expected in bounds_by_walking(pool, (0, 1)).items():
+        moves = {
+            a for a in range(4) if layout.transitions.event[cell, a] != BUMP and pool.row_support(3, (0, 1))[cell, a]
+        }
+        assert {a for a in moves if (keep[cell, left, taken] >> a) & 1} == expected
 
 
 def test_full_experience_is_planning():

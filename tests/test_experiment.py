@@ -80,6 +80,17 @@ def test_references_are_what_they_say(tables, smoke):
         assert row.scratch_return == scratch["return"].iloc[0]
 
 
+def test_times_are_measured(tables, smoke):
+    timings = tables[1]
+    seconds = timings.set_index("strategy")[[name for name in timings if name.startswith("seconds_")]]
+    assert (seconds.loc[["targeted", "hybrid", "exhaustive"]] > 0).all(axis=None)
+    assert (seconds.loc["library", ["seconds_decompose", "seconds_search"]] == 0).all(axis=None), "nothing to search"
+    trained = smoke.library.policies.merge(smoke.library.timings, on="policy_id").query("snapshot == 1.0")
+    trained = trained.set_index(["library", "seed", "setup"])["train_seconds"]
+    for row in timings.sample(20, random_state=2).itertuples():
+        assert row.scratch_seconds == pytest.approx(trained[row.library, row.seed, row.setup])
+
+
 def test_combinations_and_who_is_composed(tables):
     results = tables[0]
     counts = results.groupby(["query_class", "setup", "strategy"])["combinations"].first()

@@ -89,6 +89,10 @@ def test_a_layout_needs_its_corners_and_known_symbols(text):
 def test_a_layout_is_square_and_its_moves_known():
     with pytest.raises(LeverError, match="square"):
         Layout(np.zeros((2, 3), np.int8), "mine")
+    with pytest.raises(LeverError, match="codes"):
+        Layout(np.array([[5, 3], [0, 10]]), "mine")
+    with pytest.raises(LeverError, match="only start"):
+        Layout(np.array([[5, 5], [0, 10]]), "mine")
     with pytest.raises(LeverError, match="moves"):
         layout_from_text("S .\n. E", "mine", moves="sideways")
 
@@ -98,7 +102,7 @@ def test_seed_names(given, name):
     assert seed_name(given) == name
 
 
-@pytest.mark.parametrize("given", ["x", -1, 10000, "1.5", ""])
+@pytest.mark.parametrize("given", ["x", -1, 10000, "1.5", 1.0, "", "1_0", True, None, "٣"])
 def test_a_seed_is_a_small_whole_number(given):
     with pytest.raises(LeverError, match="seed"):
         seed_name(given)

@@ -1,4 +1,7 @@
+import hashlib
 import json
+import os
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -6,7 +9,7 @@ import pytest
 from lever_lib.artifacts import ROOT, Outputs
 from lever_lib.errors import LeverError
 from lever_lib.notebooks import STAGES, main, numbered_notebooks, run_notebook
-from lever_lib.params import load_params
+from lever_lib.params import PARAMS_FOLDER, load_params
 from tests.test_cli import lever
 
 NOTEBOOKS = numbered_notebooks()
@@ -74,3 +77,43 @@ def test_a_notebook_without_its_inputs_says_which_to_run_first(tmp_path):
 def test_an_unknown_number_is_refused(capsys):
     assert main(["--from", "77", "smoke"]) == 2
     assert "--from 77" in capsys.readouterr().err
+
+
+SMOKE = (PARAMS_FOLDER / "smoke.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("moves: forward", "moevs: forward", ["params/mine.yaml", "grid.moevs", "'moves'"]),
+        ("size: 6", "size: '6'", ["params/mine.yaml", "grid.size", "integer"]),
+        ("blocks: 2", "blocks: 25", ["params/mine.yaml", "grid", "25 blocks", "fewer"]),
+    ],
+)
+def test_a_spec_that_cannot_run_is_refused_before_anything_is_written(monkeypatch, tmp_path, capsys, old, new, parts):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "mine.yaml").write_text(SMOKE.replace(old, new))
+    monkeypatch.setattr("lever_lib.params.PARAMS_FOLDER", tmp_path / "params")
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path / "outputs"))
+    assert main(["mine"]) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    for part in parts:
+        assert part in message
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_unusable_output_folder_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = lever("smoke", outputs=tmp_path / "file", module="lever_lib.notebooks", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "Not a directory" in result.stderr
+
+
+def test_kernels_are_cached_per_state_of_the_sources():
+    """A kernel does not notice a change in a function it uses from another file: the cache folder must."""
+    found = Path(os.environ["NUMBA_CACHE_DIR"])
+    assert found.name.startswith("kernels-")
+    sources = b"".join(path.read_bytes() for path in sorted((ROOT / "lever_lib").rglob("*.py")))
+    assert found.name == f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}"

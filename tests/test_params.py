@@ -5,7 +5,6 @@ from lever_lib.params import (
     PARAMS_FOLDER,
     available_specs,
     load_params,
-    main,
     parse_params,
     resolved,
     snapshot_episodes,
@@ -47,6 +46,12 @@ def test_published_settings():
         ("episodes: 500, ", "", ["libraries.X1.episodes", "missing"]),
         ("root_seed: 0", "seeds: [1, 2, 3]", ["'seeds'", "given twice"]),
         ("root_seed: 0", "root_seed: [", ["not readable as YAML"]),
+        ("root_seed: 0", "2020-01-01: 1", ["not readable as YAML"]),
+        ("root_seed: 0", "root_seed: 2026-13-45", ["not readable as YAML"]),
+        ("root_seed: 0", "root_seed: !!int x", ["not readable as YAML"]),
+        ("root_seed: 0", "root_seed: &a [*a]", ["not readable as YAML"]),
+        ("root_seed: 0", f"root_seed: {'9' * 5000}", ["params/mine.yaml"]),
+        ("root_seed: 0", "root_seed: !!binary aGk=", ["root_seed", "integer"]),
         ("root_seed: 0", "root_seed: !!python/object/apply:os.system [ls]", ["not readable as YAML"]),
     ],
 )
@@ -72,9 +77,3 @@ def test_resolved_params_load_again():
 
     params = load_params("smoke")
     assert parse_params(yaml.safe_dump(resolved(params))) == params
-
-
-def test_checking_from_the_shell(capsys):
-    assert main(["smoke", "8x8"]) == 0
-    assert main(["smoke", "nope"]) == 2
-    assert "nope" in capsys.readouterr().err

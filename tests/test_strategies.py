@@ -49,3 +49,23 @@ def test_the_best_prediction_is_kept_and_the_first_on_ties(corridor):
     assert choice.seconds_score > 0
     with pytest.raises(LeverError, match="nothing to compose"):
         choose(pool, METHODS["qsum"], [], embedder, predictor)
+
+
+def test_what_acts_alike_is_composed_once(corridor, monkeypatch):
+    q_tables = np.zeros((4, 16, 4))
+    q_tables[2:, 0, 3] = 1.0  # policies 0, 1 act alike, and 2, 3
+    q_tables[1] += 7.0
+    pool = Pool(corridor, reward_system("path"), q_tables, np.zeros((4, 16, 4), np.int32), 0.1)
+    assert pool.behaviour == [0, 0, 2, 2]
+    composed = []
+    monkeypatch.setattr(
+        Pool,
+        "compose",
+        lambda self, method, members: composed.append(members) or method.compose(self.view(method.rung, members)),
+    )
+    embedder = Embedder(corridor, start_state(corridor), feature_tables(corridor), 0.9)
+    predictor = Predictor(np.zeros(70), np.ones(70), np.zeros((71, 5)), 0.0)
+    choice = choose(pool, METHODS["gpi"], [(0, 2), (1, 2), (1, 3), (0, 1)], embedder, predictor)
+    assert composed == [(0, 2), (0, 1)]
+    assert choice.combinations == 4
+    assert choice.members == (0, 2)

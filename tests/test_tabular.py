@@ -5,8 +5,10 @@ from lever_lib.envs.gridworld import layout_from_text, make_layout
 from lever_lib.envs.rewards import REWARD_SYSTEMS, reward_system
 from lever_lib.params import Sarsa, load_params
 from lever_lib.planning import optimum
+from lever_lib.policies import tabular
 from lever_lib.policies.tabular import SarsaState, TrainingJob, record_episode, sarsa_chunk, train
 from lever_lib.seeding import stream
+from tests.oracle import World
 
 SETTINGS = (0.1, 0.99, 0.999, 0.01)
 
@@ -36,6 +38,44 @@ def test_the_value_of_a_last_move_has_a_closed_form():
     visits = state.visits[5, 1]
     assert visits > 20
     assert state.q[5, 1] == pytest.approx(99 * (1 - 0.9**visits))
+
+
+def sarsa_by_hand(layout, system, episodes, rng):
+    """SARSA written against the slow world: the same draws, none of the same code."""
+    alpha, gamma, decay, epsilon_min = SETTINGS
+    q, visits, epsilon = np.zeros((layout.cells.size, 4)), np.zeros((layout.cells.size, 4), int), 1.0
+
+    def choose(cell):
+        draw = rng.random()
+        return int(4 * draw / epsilon) if draw < epsilon else int(np.argmax(q[cell]))
+
+    for _ in range(episodes):
+        world = World(layout, system.components, system.legacy_gold_exit)
+        cell, action = 0, choose(0)
+        for _ in range(layout.horizon):
+            visits[cell, action] += 1
+            reward = world.step(action)
+            after = world.position[0] * world.size + world.position[1]
+            if world.done:
+                q[cell, action] += alpha * (reward - q[cell, action])
+                break
+            next_action = choose(after)
+            q[cell, action] += alpha * (reward + gamma * q[after, next_action] - q[cell, action])
+            cell, action = after, next_action
+        epsilon = max(epsilon_min, epsilon * decay)
+    return q, visits
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("setup", REWARD_SYSTEMS)
+def test_the_kernel_is_sarsa_in_the_world_of_the_rules(setup, legacy):
+    layout = make_layout(load_params("smoke").grid, 2)
+    system = reward_system(setup, legacy)
+    state = fresh_state(layout)
+    sarsa_chunk(layout.transitions, layout.rewards(system), SETTINGS, state, stream(0, setup), 1.0, 0, 400)
+    q, visits = sarsa_by_hand(layout, system, 400, stream(0, setup))
+    assert (state.visits == visits).all()
+    np.testing.assert_allclose(state.q, q, atol=1e-9)
 
 
 @pytest.mark.parametrize("setup", REWARD_SYSTEMS)
@@ -103,3 +143,20 @@ def test_the_snapshot_episode_is_one_the_policy_could_have_walked(corridor):
     for before, action, after in zip(episode.cells, episode.actions, episode.cells[1:], strict=False):
         assert corridor.transitions.next_cell[before, action] == after
         assert record.visits[before, action] > 0
+
+
+def test_compiling_is_no_part_of_the_training_time(corridor, monkeypatch):
+    happened = []
+
+    def chunk(*arguments):
+        happened.append(arguments[-1])
+        return sarsa_chunk(*arguments)
+
+    def clock():
+        happened.append("clock")
+        return 0.0
+
+    monkeypatch.setattr(tabular, "sarsa_chunk", chunk)
+    monkeypatch.setattr(tabular.time, "thread_time", clock)
+    train(job(corridor, marks=(200, 300)))
+    assert happened == [0, "clock", 200, "clock", "clock", 100, "clock"]

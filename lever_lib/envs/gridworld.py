@@ -118,8 +118,11 @@ class Layout:
             raise LeverError(f"cells of layout {self.name!r}: must be square, are {cells.shape}")
         if self.moves not in MOVE_SETS:
             raise LeverError(f"moves = {self.moves!r}: must be one of {', '.join(MOVE_SETS)}")
-        if cells.flat[0] != START or cells.flat[-1] != EXIT or (cells == EXIT).sum() != 1:
-            raise LeverError(f"layout {self.name!r}: start must be the first cell and the only exit the last")
+        if not np.isin(cells, list(_SYMBOLS)).all():
+            raise LeverError(f"layout {self.name!r}: cell codes must be among {sorted(_SYMBOLS)}")
+        corners = cells.flat[0] == START and cells.flat[-1] == EXIT
+        if not corners or (cells == EXIT).sum() != 1 or (cells == START).sum() != 1:
+            raise LeverError(f"layout {self.name!r}: the only start must be the first cell and the only exit the last")
         if (cells == LEVER).sum() > 1:
             raise LeverError(f"layout {self.name!r}: at most one lever, has {(cells == LEVER).sum()}")
         cells.setflags(write=False)
@@ -310,13 +313,10 @@ def layout_from_text(text: str, name: str, moves: str = "forward") -> Layout:
 
 def seed_name(seed: int | str) -> str:
     """How tables and files call a layout seed: four digits. `3`, `"3"` and `"0003"` are the same."""
-    try:
-        number = int(seed)
-    except ValueError:
-        number = -1
-    if not 0 <= number <= 9999:
+    text = str(seed)
+    if isinstance(seed, bool) or not (text.isascii() and text.isdigit() and int(text) <= 9999):
         raise LeverError(f"seed {seed!r}: must be a whole number from 0 to 9999")
-    return f"{number:04d}"
+    return f"{int(text):04d}"
 
 
 def make_layout(grid: Grid, seed: int | str) -> Layout:

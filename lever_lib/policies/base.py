@@ -206,16 +206,16 @@ def _sweep_back(transitions: Transitions, policies: np.ndarray, table: Successor
 
 @dataclass(frozen=True)
 class SuccessorPolicy:
-    """Generalised policy improvement: in each state, the action whose best continuation among the members pays most.
+    """Generalised policy improvement: in each state, the action whose best continuation among M policies pays most.
 
     pi(s) = argmax_a max_m Q^m(s, a), with Q^m(s, a) = psi^m(s, a) . w under the NEW reward, on (cell, golds left,
-    lever taken) and the steps left. Ties go to the lowest action. Never worse than any member.
+    lever taken) and the steps left. Ties go to the lowest action; a bump that is followed by moving on does not take
+    part, because it is at best as good as moving on now and could be put off for ever. Never worse than any of the M.
 
     Attributes:
-        psi: of P policies.
-        fixed: float64 (P, S, 4); what the counts of psi pay.
+        psi: of M policies.
+        fixed: float64 (M, S, 4); what the counts of psi pay.
         pay: what golds, lever, exit and being stuck pay.
-        members: int32 (M,); which of the P policies may be followed.
 
     Source: Barreto et al. (2017), theorem 1.
     """
@@ -223,12 +223,11 @@ class SuccessorPolicy:
     psi: SuccessorTable
     fixed: np.ndarray
     pay: StatePay
-    members: np.ndarray
 
     def paths(self, layout: Layout, starts: States) -> Paths:
         """Follow the policy from each start state, a full horizon ahead."""
         paths = empty_paths(layout, len(starts.cells))
-        values = _Values(self.fixed, self.psi, self.members, self.pay)
+        values = _Values(self.fixed, self.psi, self.pay)
         _successor_paths(layout.transitions, layout.gold_index, layout.horizon, values, starts, paths)
         return paths
 
@@ -238,19 +237,17 @@ class _Values(NamedTuple):
 
     fixed: np.ndarray
     psi: SuccessorTable
-    members: np.ndarray
     pay: StatePay
 
 
 @njit(cache=True, nogil=True)
 def _best_action(s: int, left: int, taken: bool, steps_left: int, values: _Values) -> int:
-    fixed, psi, members, pay = values
+    fixed, psi, pay = values
     best, best_value = 0, -np.inf
     for a in range(4):
-        for i in range(len(members)):
-            m = members[i]
+        for m in range(len(fixed)):
             if psi.counts[m, s, a, 0] > 0:
-                continue  # bump, then move on: at best as good as moving on now, and a tie would be put off for ever
+                continue  # bump, then move on
             value = fixed[m, s, a] + pay.gold * psi.golds[m, s, a]
             pulled = psi.lever[m, s, a]
             if pulled and not taken:

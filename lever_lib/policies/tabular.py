@@ -109,8 +109,10 @@ def train(job: TrainingJob) -> tuple[list[PolicyRecord], list[CurvePoint]]:
     records: list[PolicyRecord] = []
     curve: list[CurvePoint] = []
     epsilon, done, seconds = 1.0, 0, 0.0
+    settings = (job.sarsa.alpha, job.sarsa.gamma, job.epsilon_decay, job.sarsa.epsilon_min)
+    # No episode, only the kernel: compiling or loading it is no part of the training time.
+    sarsa_chunk(layout.transitions, rewards, settings, state, job.rng, epsilon, 0, 0)
     for stop in sorted({*range(CHUNK, marks[-1], CHUNK), *marks}):
-        settings = (job.sarsa.alpha, job.sarsa.gamma, job.epsilon_decay, job.sarsa.epsilon_min)
         started = time.thread_time()
         total, epsilon, steps = sarsa_chunk(
             layout.transitions, rewards, settings, state, job.rng, epsilon, done, stop - done
