@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
 from lever_lib import experiment, index, library, pi2vec, regressor
 from lever_lib.artifacts import ROOT, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
 from lever_lib.envs.gridworld import make_layout
@@ -61,6 +63,7 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     draft, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
     _execute(path, draft, failed, spec)
+    _strip_run_metadata(draft)
     draft.replace(target)
     figures = sorted((outputs.folder / "figures").glob(f"{path.name[:2]}_*"))
     files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *figures]}
@@ -94,6 +97,15 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
     except KeyboardInterrupt:
         draft.unlink(missing_ok=True)
         raise
+
+
+def _strip_run_metadata(path: Path) -> None:
+    """Take out what papermill notes about this machine and this hour; parameters stand in a cell of their own."""
+    notebook = nbformat.read(path, as_version=4)
+    for holder in (notebook, *notebook.cells):
+        for note in ("papermill", "execution"):
+            holder.metadata.pop(note, None)
+    nbformat.write(notebook, path)
 
 
 def _key(path: Path, outputs: Outputs) -> str:

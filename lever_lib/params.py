@@ -244,15 +244,19 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(location) or "the file"
     kind = first["type"]
     if kind in _UNKNOWN_KEY:
-        return f"{key} is not a known key{_nearest_key(location)}"
+        return f"{key} = {_short(first['input'])}: not a known key{_nearest_key(location)}"
     if kind in {"missing", "missing_argument"}:
         return f"{key} is missing and has no default"
     rule = first["msg"].removeprefix("Value error, ")
     value = first["input"]
     if kind == "value_error" and not isinstance(value, str | int | float):
         return f"{key}: {rule}" if location else rule
+    return f"{key} = {_short(value)}: {rule[0].lower() + rule[1:]}"
+
+
+def _short(value: Any) -> str:
     shown = repr(value)
-    return f"{key} = {shown if len(shown) <= 60 else shown[:57] + '...'}: {rule[0].lower() + rule[1:]}"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _nearest_key(location: list[str]) -> str:

@@ -37,6 +37,52 @@ def test_gpi_is_never_below_its_best_member(layout, system, count, seed):
     assert composed.return_ >= max(single_returns(pool)) - ABOVE_NOISE
 
 
+def copied(world, pool):
+    twin = World(pool.layout, pool.system.components, pool.system.legacy_gold_exit)
+    twin.grid, twin.position, twin.lever = [row[:] for row in world.grid], world.position, world.lever
+    return twin
+
+
+def gpi_by_walking(pool):
+    """Cells and return of GPI, every Q(s, a) found by walking on in the slow world for the steps left."""
+    world = World(pool.layout, pool.system.components, pool.system.legacy_gold_exit)
+    cells, total = [0], 0.0
+    for left in range(pool.layout.horizon, 0, -1):
+        best, best_value = 0, -np.inf
+        for action in range(4):
+            for actions in pool.actions:
+                trial = copied(world, pool)
+                value = trial.step(action)
+                own = copied(world, pool)
+                own.step(int(actions[cells[-1]]))
+                if trial.position == world.position != own.position:
+                    continue  # bump, then move on: put off, not better
+                for _ in range(left - 1):
+                    if trial.done:
+                        break
+                    value += trial.step(int(actions[trial.position[0] * trial.size + trial.position[1]]))
+                if value > best_value + 1e-9:
+                    best, best_value = action, value
+        before = world.position
+        total += world.step(best)
+        if world.position == before:
+            return cells, total - (left - 1)
+        cells.append(world.position[0] * world.size + world.position[1])
+        if world.done:
+            return cells, total
+    return cells, total
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts(largest=6), systems, st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_gpi_equals_walking_every_continuation(layout, system, count, seed):
+    pool = pool_of(layout, system, count, seed)
+    composed = evaluate(pool.compose(METHODS["gpi"], tuple(range(count))), layout, system)
+    cells, value = gpi_by_walking(pool)
+    assert composed.cells.tolist() == cells
+    assert composed.return_ == pytest.approx(value, abs=1e-6)
+
+
 @settings(deadline=None)
 @given(layouts(), systems, st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_rungs_are_nested_and_regret_parts_are_never_negative(layout, system, count, seed):

@@ -47,7 +47,10 @@ def test_the_whole_pipeline_runs_at_toy_size_and_is_not_repeated(tmp_path):
     folder = tmp_path / "smoke"
     manifest = json.loads((folder / "manifest.json").read_text())["stages"]
     for path in NOTEBOOKS:
-        assert (folder / "notebooks" / path.name).is_file()
+        executed = (folder / "notebooks" / path.name).read_text()
+        assert 'spec = \\"smoke\\"' in executed
+        assert str(ROOT) not in executed
+        assert str(tmp_path) not in executed
         files = manifest[f"notebooks/{path.stem}"]["files"]
         assert f"notebooks/{path.name}" in files
         assert any(name.startswith(f"figures/{path.name[:2]}_") for name in files)

@@ -31,7 +31,7 @@ def test_published_settings():
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("size: 6", "siez: 6", ["grid.siez", "did you mean 'size'"]),
+        ("size: 6", "siez: 6", ["grid.siez = 6", "not a known key", "did you mean 'size'"]),
         ("size: 6", "size: six", ["grid.size", "'six'", "integer"]),
         ("size: 6", "size: 2", ["grid.size", "2", "greater than or equal to 3"]),
         ("size: 6", "size: true", ["grid.size", "True", "integer"]),
