@@ -12,7 +12,7 @@ import pandas as pd
 from lever_lib import index, library, pi2vec, regressor
 from lever_lib.artifacts import Outputs
 from lever_lib.composition import Pool, method
-from lever_lib.decompose import Decomposition, decompose
+from lever_lib.decompose import decompose
 from lever_lib.envs.gridworld import Layout, make_layout
 from lever_lib.envs.rewards import COMPONENTS, RewardSystem, reward_system
 from lever_lib.errors import LeverError
@@ -113,14 +113,18 @@ class OpenLibrary:
             raise LeverError(f"top_k = {top_k}: must be at least 1")
         layout = self.library.layout(self.params.seeds[0] if seed is None else seed)
         name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
-        split = decompose(query, _ASK.pool, how or settings.decompose)
+        how = how or settings.decompose
+        split = decompose(query, _ASK.pool, how)
         if not split.sub_queries:
             raise LeverError(
                 f"query {query!r}: no objective recognised; this library knows {', '.join(COMPONENTS)}, "
                 "for instance 'find the fastest exit and collect gold'"
             )
         vectors = encode(list(split.sub_queries), settings.encoder)
-        system, setups = self._target(split, vectors)
+        if how == "none":
+            system, setups = self._nearest_system(vectors), tuple(self.library.systems)
+        else:
+            system, setups = self.library.system("-".join(split.objectives)), _ASK.setups
         scope = Scope(layout.name, name, setups)
         top_k = settings.top_k if top_k is None else top_k
         count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
@@ -130,7 +134,7 @@ class OpenLibrary:
                 gate = settings.cosine_gate
                 raise LeverError(f"query {sub_query!r}: no policy has a cosine of search.cosine_gate = {gate} or more")
         choice, rows = self._choose(layout, system, scope, found, strategy, composer.name, top_k)
-        outcome: Outcome = evaluate(choice.policy, layout, system)
+        outcome = evaluate(choice.policy, layout, system)
         return Answer(
             query=query,
             setup=system.name,
@@ -148,18 +152,12 @@ class OpenLibrary:
             seconds=time.perf_counter() - started,
         )
 
-    def _target(self, split: Decomposition, vectors: np.ndarray) -> tuple[RewardSystem, tuple[str, ...]]:
-        """The reward system that is wanted, and whose policies may answer.
-
-        An undivided query is judged by the sentence it comes closest to.
-        """
-        if split.sub_queries != (split.query,):
-            return self.library.system("-".join(split.objectives)), _ASK.setups
+    def _nearest_system(self, vectors: np.ndarray) -> RewardSystem:
+        """What an undivided query is judged by: the reward system whose sentence it comes closest to."""
         sentences = self.retriever.index.sentences
         _, nearest = self.retriever.index.search(vectors, np.arange(len(sentences)))
         policies = self.library.policies
-        setup = policies.loc[policies["description"] == sentences[nearest[0, 0]], "setup"].iloc[0]
-        return self.library.system(setup), tuple(self.library.systems)
+        return self.library.system(policies.loc[policies["description"] == sentences[nearest[0, 0]], "setup"].iloc[0])
 
     def _choose(
         self,
