@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
+from hypothesis import settings
 
 from lever_lib import experiment, index, library, pi2vec, regressor
 from lever_lib.artifacts import Outputs
 from lever_lib.envs.gridworld import layout_from_text
 from lever_lib.params import Execution, Params, load_params
 from lever_lib.search import Retriever
+
+# Compiling a kernel may take longer than any deadline. CI tries the same examples each time, people try new ones;
+# HYPOTHESIS_EXAMPLES=2000 tries many.
+settings.register_profile(
+    "lever",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "100")),
+)
+settings.load_profile("lever")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lever_lib import composition
@@ -29,7 +29,6 @@ def single_returns(pool):
     return [evaluate(CellPolicy(actions), pool.layout, pool.system).return_ for actions in pool.actions]
 
 
-@settings(deadline=None)
 @given(layouts(), systems, st.integers(1, 5), st.integers(0, 2**32 - 1))
 def test_gpi_is_never_below_its_best_member(layout, system, count, seed):
     pool = pool_of(layout, system, count, seed)
@@ -73,7 +72,6 @@ def gpi_by_walking(pool):
     return cells, total
 
 
-@settings(max_examples=40, deadline=None)
 @given(layouts(largest=6), systems, st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_gpi_equals_walking_every_continuation(layout, system, count, seed):
     pool = pool_of(layout, system, count, seed)
@@ -83,7 +81,6 @@ def test_gpi_equals_walking_every_continuation(layout, system, count, seed):
     assert composed.return_ == pytest.approx(value, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(layouts(), systems, st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_rungs_are_nested_and_regret_parts_are_never_negative(layout, system, count, seed):
     pool = pool_of(layout, system, count, seed)
@@ -97,7 +94,6 @@ def test_rungs_are_nested_and_regret_parts_are_never_negative(layout, system, co
         assert value <= pool.support_return(each.rung, members) + ABOVE_NOISE, each.name
 
 
-@settings(deadline=None)
 @given(layouts(), systems, st.integers(0, 2**32 - 1))
 def test_composing_a_policy_with_itself_changes_nothing(layout, system, seed):
     pool = pool_of(layout, system, 1, seed)
@@ -109,7 +105,6 @@ def test_composing_a_policy_with_itself_changes_nothing(layout, system, seed):
     assert gpi == evaluate(pool.compose(METHODS["gpi"], (0,)), layout, system).return_
 
 
-@settings(deadline=None)
 @given(layouts(), st.integers(0, 2**32 - 1))
 def test_successor_features_equal_walking_on(layout, seed):
     """psi(s, a) by the backward sweep against one step of a and then the policy, counted event by event."""
@@ -247,7 +242,6 @@ def bounds_by_walking(pool, members):
     return survivors
 
 
-@settings(max_examples=40, deadline=None)
 @given(layouts(largest=5), systems, st.integers(0, 2**32 - 1))
 def test_bounds_equal_walking_everything(layout, system, seed):
     pool = pool_of(layout, system, 2, seed)

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lever_lib.envs.gridworld import layout_from_text, make_layout
@@ -77,7 +77,6 @@ def best_by_walking(layout, system, support):
     return walk(World(layout, system.components, system.legacy_gold_exit), 0)
 
 
-@settings(max_examples=40, deadline=None)
 @given(layouts(largest=5), systems, st.integers(0, 2**32 - 1), st.sampled_from([0.4, 0.7, 1.0]))
 def test_planning_equals_trying_everything(layout, system, seed, density):
     support = np.random.default_rng(seed).random((layout.cells.size, 4)) < density
@@ -99,7 +98,6 @@ def test_where_every_way_is_worse_than_staying_the_optimum_stays():
     assert episode.return_ == -9
 
 
-@settings(deadline=None)
 @given(layouts(), systems, st.integers(0, 2**32 - 1))
 def test_no_policy_beats_the_optimum_and_supports_are_monotone(layout, system, seed):
     rng = np.random.default_rng(seed)
