@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lever_lib.errors import LeverError
+from lever_lib.errors import LeverError, exit_code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,21 +23,15 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    return exit_code(lambda: _run(options), interrupted="interrupted; nothing was changed")
+
+
+def _run(options: argparse.Namespace) -> None:
     try:
         options.run(options)
         sys.stdout.flush()
-    except LeverError as error:
-        sys.stderr.write(f"lever: {' '.join(str(error).split())}\n")
-        return 2
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        sys.stderr.write(f"lever: {error.filename}: {error.strerror}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("lever: interrupted; nothing was changed\n")
-        return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

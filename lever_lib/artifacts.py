@@ -84,9 +84,7 @@ class Outputs:
         try:
             stages = json.loads(path.read_bytes())["stages"]
             for entry in stages.values():
-                if not isinstance(entry["key"], str) or not all(
-                    isinstance(sum_, str) for sum_ in entry["files"].values()
-                ):
+                if not all(isinstance(value, str) for value in (entry["key"], *entry["files"].values())):
                     raise TypeError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise MissingArtifactError(
@@ -128,10 +126,16 @@ class Outputs:
             )
         return self.folder / stage.name
 
-    def _problem(self, stage: Stage) -> str | None:
-        """What keeps `stage` from being used, in words; None if nothing does."""
+    def _problem(self, stage: Stage, sound: set[str] | None = None) -> str | None:
+        """What keeps `stage` from being used, in words; None if nothing does.
+
+        Stages in `sound` were found usable on the way here and are not read again.
+        """
+        sound = set() if sound is None else sound
+        if stage.name in sound:
+            return None
         for up in stage.upstream:
-            problem = self._problem(up)
+            problem = self._problem(up, sound)
             if problem:
                 return problem
         entry = self.manifest().get(stage.name)
@@ -142,6 +146,7 @@ class Outputs:
             return f"{shown(damaged[0])} {_DAMAGED}"
         if entry["key"] != self.key(stage):
             return f"{shown(self.folder / stage.name)} was built from other params or code"
+        sound.add(stage.name)
         return None
 
     @contextmanager

@@ -20,7 +20,6 @@ from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy, Episode, PolicyRecord, greedy_actions
 from lever_lib.policies.tabular import CurvePoint, TrainingJob, train
 from lever_lib.rollout import evaluate, event_counts, returns, start_state
-from lever_lib.seeding import stream
 
 STAGE = Stage(
     name="library",
@@ -175,7 +174,7 @@ def training_jobs(params: Params) -> list[TrainingJob]:
             sarsa=params.sarsa,
             epsilon_decay=budget.epsilon_decay,
             marks=snapshot_episodes(params, library),
-            rng=stream(params.root_seed, "training", library, layout.name, setup),
+            root_seed=params.root_seed,
         )
         for library, budget in params.libraries.items()
         for layout in layouts

@@ -20,7 +20,7 @@ import nbformat
 from lever_lib import experiment, index, library, pi2vec, regressor
 from lever_lib.artifacts import ROOT, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
 from lever_lib.envs.gridworld import make_layout
-from lever_lib.errors import LeverError
+from lever_lib.errors import LeverError, exit_code
 from lever_lib.params import load_params, resolved
 
 FOLDER = ROOT / "notebooks"
@@ -164,27 +164,24 @@ def run_spec(spec: str, start: str) -> None:
     )
 
 
+def run_specs(specs: list[str], start: str) -> None:
+    """Check all specs, then run them one after the other."""
+    for spec in specs:
+        check_spec(spec)
+    for spec in specs:
+        run_spec(spec, start)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """`python -m lever_lib.notebooks [--from NN] SPEC...`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="run_all.sh", description="Run the numbered notebooks.")
     parser.add_argument("specs", nargs="+", metavar="SPEC")
     parser.add_argument("--from", dest="start", default="01", metavar="NN", help="notebook to start at")
     options = parser.parse_args(arguments)
-    try:
-        for spec in options.specs:
-            check_spec(spec)
-        for spec in options.specs:
-            run_spec(spec, options.start)
-    except LeverError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"{error.filename}: {error.strerror}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; finished stages are kept, run the same command again to go on\n")
-        return 130
-    return 0
+    return exit_code(
+        lambda: run_specs(options.specs, options.start),
+        interrupted="interrupted; finished stages are kept, run the same command again to go on",
+    )
 
 
 if __name__ == "__main__":

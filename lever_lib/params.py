@@ -220,6 +220,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe loader that refuses a key given twice instead of keeping the last one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """The mapping of a YAML node; raises `yaml.YAMLError` where a key is repeated or is no name."""
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

@@ -17,9 +17,7 @@ from numba import njit
 from lever_lib.envs.gridworld import (
     BUMP,
     ENTER_EXIT,
-    ENTER_GOLD,
     ENTER_HAZARD,
-    ENTER_LEVER,
     UNKNOWN,
     Layout,
     RewardTables,
@@ -30,7 +28,7 @@ from lever_lib.envs.gridworld import (
     reward_tables,
 )
 from lever_lib.envs.rewards import RewardSystem
-from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, Outcome, Paths, empty_paths, evaluate
+from lever_lib.rollout import END_STUCK, GOES_ON, Outcome, Paths, empty_paths, evaluate, move
 
 STAY = -1  # action code of a plan: stop moving here, bump (or do nothing known) until the horizon
 
@@ -148,7 +146,7 @@ def _plan_paths(
     starts: States,
     paths: Paths,
 ) -> None:
-    next_cell, event, _ = transitions
+    event = transitions.event
     start_cells, golds, lever = starts
     cells, actions, steps, end = paths
     end_value, end_action, stuck_value, stuck_action = tables
@@ -168,15 +166,9 @@ def _plan_paths(
                         actions[k, n] = b
                         break
                 break
-            e = event[s, a]
-            s = next_cell[s, a]
+            s, left, taken, end[k] = move(transitions, gold_index, golds[k], s, a, left, taken)
             n += 1
-            if e in (ENTER_EXIT, ENTER_HAZARD):
+            if end[k] != GOES_ON:
                 cells[k, n] = s
-                end[k] = END_EXIT if e == ENTER_EXIT else END_HAZARD
                 break
-            if e == ENTER_GOLD and golds[k, gold_index[s]]:
-                left -= 1
-            elif e == ENTER_LEVER:
-                taken = 1
         steps[k] = n

@@ -15,6 +15,7 @@ from lever_lib.envs.gridworld import ENTER_EXIT, ENTER_GOLD, ENTER_HAZARD, ENTER
 from lever_lib.envs.rewards import EVENTS, RewardSystem
 
 END_EXIT, END_HAZARD, END_STUCK = range(3)
+GOES_ON = -1
 _DECIMALS = 9  # of returns: sums of the same rewards in another order must compare equal
 
 _BUMP, _HAZARD, _STEP, _GOLD, _LEVER, _NEIGHBOUR, _EXIT, _ALL, _SOME, _SHARE, _WITH_LEVER = range(len(EVENTS))
@@ -107,6 +108,35 @@ def outcome(layout: Layout, system: RewardSystem, starts: States, paths: Paths) 
     stuck = bool(paths.end[0] == END_STUCK)
     value = returns(event_counts(layout, starts, paths), [system])[0, 0]
     return Outcome(float(value), stuck, paths.cells[0, : steps + 1].copy(), paths.actions[0, : steps + stuck].copy())
+
+
+@njit(cache=True, nogil=True)
+def move(
+    transitions: Transitions, gold_index: np.ndarray, golds: np.ndarray, s: int, a: int, left: int, taken: int
+) -> tuple[int, int, int, int]:
+    """One move of a path that enters no cell twice; for kernels.
+
+    Args:
+        transitions: of the layout.
+        gold_index: of the layout.
+        golds: which golds were left at the start of the path, bool (G,).
+        s: cell.
+        a: action; not a bump.
+        left: golds left.
+        taken: 1 if the lever was taken.
+
+    Returns:
+        Cell, golds left and lever taken afterwards, and `END_EXIT`, `END_HAZARD` or `GOES_ON`.
+    """
+    e = transitions.event[s, a]
+    s = transitions.next_cell[s, a]
+    if e == ENTER_EXIT:
+        return s, left, taken, END_EXIT
+    if e == ENTER_HAZARD:
+        return s, left, taken, END_HAZARD
+    if e == ENTER_GOLD and golds[gold_index[s]]:
+        return s, left - 1, taken, GOES_ON
+    return s, left, 1 if e == ENTER_LEVER else taken, GOES_ON
 
 
 @njit(cache=True, nogil=True)

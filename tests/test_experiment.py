@@ -5,7 +5,7 @@ import pytest
 
 from lever_lib.artifacts import Outputs
 from lever_lib.composition import METHODS
-from lever_lib.experiment import experiment_jobs, load_results
+from lever_lib.experiment import experiment_jobs, load_results, run_job
 from lever_lib.params import Execution
 from lever_lib.policies.base import CellPolicy
 from lever_lib.queries import QUERIES, QUERY_CLASSES
@@ -114,6 +114,16 @@ def test_candidates_come_from_the_class_only(smoke):
                 assert len(rows) == 5
                 assert job.policies.loc[rows, "setup"].nunique() == 1
                 assert set(job.policies.loc[rows, "setup"]) <= set(allowed)
+
+
+def test_an_undivided_query_is_one_sub_query(smoke):
+    params = smoke.library.params
+    undivided = replace(smoke.library, params=replace(params, search=replace(params.search, decompose="none")))
+    for job in experiment_jobs(replace(smoke, library=undivided))[:1]:
+        assert [len(asked.candidates) for asked in job.asked] == [1] * len(QUERIES)
+        rows = run_job(job)
+        assert len(rows) == len(QUERIES) * len(STRATEGIES) * len(METHODS)
+        assert all(row["return"] <= row["optimum"] for row in rows)
 
 
 def test_predictions_come_from_the_model_that_never_saw_the_layout(smoke):

@@ -25,8 +25,7 @@ def fresh_state(layout):
 
 def job(layout, setup="path-gold", seed=0, marks=(200, 1000, 2500)):
     sarsa = Sarsa(snapshots=tuple(mark / marks[-1] for mark in marks))
-    rng = stream(seed, "training", setup)
-    return TrainingJob(layout, reward_system(setup), "X1", sarsa, 0.998, list(marks), rng)
+    return TrainingJob(layout, reward_system(setup), "X1", sarsa, 0.998, list(marks), root_seed=seed)
 
 
 def test_the_value_of_a_last_move_has_a_closed_form():
@@ -110,6 +109,11 @@ def test_same_stream_same_bytes_other_stream_other(corridor):
     first, again, other = (train(job(corridor, seed=seed))[0][-1] for seed in (0, 0, 1))
     assert first.q_table.tobytes() == again.q_table.tobytes()
     assert first.q_table.tobytes() != other.q_table.tobytes()
+
+
+def test_a_job_can_be_run_again(corridor):
+    once = job(corridor)
+    assert train(once)[0][-1].q_table.tobytes() == train(once)[0][-1].q_table.tobytes()
 
 
 def test_snapshots_visits_and_curve(corridor):

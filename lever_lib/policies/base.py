@@ -19,7 +19,7 @@ from lever_lib.envs.gridworld import (
     States,
     Transitions,
 )
-from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, Paths, empty_paths
+from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, GOES_ON, Paths, empty_paths, move
 
 
 class Episode(NamedTuple):
@@ -241,7 +241,7 @@ class _Values(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def _best_action(s: int, left: int, taken: bool, steps_left: int, values: _Values) -> int:
+def _best_action(s: int, left: int, taken: int, steps_left: int, values: _Values) -> int:
     fixed, psi, pay = values
     best, best_value = 0, -np.inf
     for a in range(4):
@@ -270,29 +270,23 @@ def _successor_paths(
     starts: States,
     paths: Paths,
 ) -> None:
-    next_cell, event, _ = transitions
+    event = transitions.event
     start_cells, golds, lever = starts
     cells, actions, steps, end = paths
     for k in range(len(start_cells)):
-        s, taken, n = start_cells[k], lever[k], 0
+        s, taken, n = start_cells[k], int(lever[k]), 0
         left = 0
         for g in range(golds.shape[1]):
             left += golds[k, g]
         while True:
             a = _best_action(s, left, taken, horizon - n, values)
             cells[k, n], actions[k, n] = s, a
-            e = event[s, a]
-            if e == BUMP:
+            if event[s, a] == BUMP:
                 end[k] = END_STUCK
                 break
-            s = next_cell[s, a]
+            s, left, taken, end[k] = move(transitions, gold_index, golds[k], s, a, left, taken)
             n += 1
-            if e in (ENTER_EXIT, ENTER_HAZARD):
+            if end[k] != GOES_ON:
                 cells[k, n] = s
-                end[k] = END_EXIT if e == ENTER_EXIT else END_HAZARD
                 break
-            if e == ENTER_GOLD and golds[k, gold_index[s]]:
-                left -= 1
-            elif e == ENTER_LEVER:
-                taken = True
         steps[k] = n

@@ -30,6 +30,7 @@ from lever_lib.envs.rewards import RewardSystem
 from lever_lib.params import Sarsa
 from lever_lib.policies.base import CellPolicy, Episode, PolicyRecord, greedy_actions
 from lever_lib.rollout import evaluate
+from lever_lib.seeding import stream
 
 CHUNK = 1000  # episodes
 
@@ -45,7 +46,7 @@ class TrainingJob:
         sarsa: step size, discount, exploration floor, snapshot shares.
         epsilon_decay: factor per episode.
         marks: episodes at each snapshot, ascending; the last is the budget.
-        rng: this run's own stream.
+        root_seed: of the run's own random stream, which is named after the rest.
     """
 
     layout: Layout
@@ -54,7 +55,7 @@ class TrainingJob:
     sarsa: Sarsa
     epsilon_decay: float
     marks: list[int]
-    rng: np.random.Generator
+    root_seed: int
 
 
 class CurvePoint(NamedTuple):
@@ -92,7 +93,7 @@ class SarsaState(NamedTuple):
 
 
 def train(job: TrainingJob) -> tuple[list[PolicyRecord], list[CurvePoint]]:
-    """Run one SARSA training.
+    """Run one SARSA training; the same job gives the same bytes however often and wherever it runs.
 
     Returns:
         One record per snapshot, and one curve point per chunk.
@@ -106,16 +107,17 @@ def train(job: TrainingJob) -> tuple[list[PolicyRecord], list[CurvePoint]]:
         np.zeros((cells + 1, 2), np.int32),
     )
     rewards = layout.rewards(job.system)
+    rng = stream(job.root_seed, "training", job.library, layout.name, job.system.name)
     records: list[PolicyRecord] = []
     curve: list[CurvePoint] = []
     epsilon, done, seconds = 1.0, 0, 0.0
     settings = (job.sarsa.alpha, job.sarsa.gamma, job.epsilon_decay, job.sarsa.epsilon_min)
     # No episode, only the kernel: compiling or loading it is no part of the training time.
-    sarsa_chunk(layout.transitions, rewards, settings, state, job.rng, epsilon, 0, 0)
+    sarsa_chunk(layout.transitions, rewards, settings, state, rng, epsilon, 0, 0)
     for stop in sorted({*range(CHUNK, marks[-1], CHUNK), *marks}):
         started = time.thread_time()
         total, epsilon, steps = sarsa_chunk(
-            layout.transitions, rewards, settings, state, job.rng, epsilon, done, stop - done
+            layout.transitions, rewards, settings, state, rng, epsilon, done, stop - done
         )
         seconds += time.thread_time() - started
         greedy = evaluate(CellPolicy(greedy_actions(state.q)), layout, job.system)

@@ -21,7 +21,6 @@ from lever_lib.pi2vec import Embedder
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy, greedy_actions
 from lever_lib.policies.tabular import TrainingJob, train
-from lever_lib.seeding import stream
 
 REPEATS = 15
 
@@ -54,7 +53,7 @@ def main(spec):
                 params.sarsa,
                 params.libraries[library].epsilon_decay,
                 snapshot_episodes(params, library),
-                stream(0, "benchmark", setup, attempt),
+                root_seed=attempt,
             )
         )[0]
         for attempt in range(2)  # the first attempt compiles
