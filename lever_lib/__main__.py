@@ -125,6 +125,7 @@ def _search(options: argparse.Namespace) -> None:
         }
         _say(json.dumps(content))
         return
+    _say("predicted: for what is asked; return and optimum: for what each policy was trained for")
     for sub_query, table in zip(answer.sub_queries, found, strict=True):
         _say(f"\n{sub_query}")
         _say(table.to_string(index=False, float_format="{:.2f}".format))
