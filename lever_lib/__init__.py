@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
+
 if TYPE_CHECKING:
     from lever_lib.api import open_library
+    from lever_lib.recipe import load_policy
 
-__all__ = ["open_library"]
+__all__ = ["load_policy", "open_library"]
 
 
 def _keep_kernels_true() -> None:
@@ -32,6 +35,7 @@ def _keep_kernels_true() -> None:
 
 
 _keep_kernels_true()
+gymnasium.register("lever/GridWorld-v0", entry_point="lever_lib.envs.environment:GridWorldEnv")
 
 
 def __getattr__(name: str) -> Any:
@@ -40,4 +44,8 @@ def __getattr__(name: str) -> Any:
         from lever_lib.api import open_library
 
         return open_library
+    if name == "load_policy":
+        from lever_lib.recipe import load_policy
+
+        return load_policy
     raise AttributeError(f"module 'lever_lib' has no attribute {name!r}")

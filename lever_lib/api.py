@@ -1,29 +1,39 @@
-"""What users import: open the library of a spec, ask it for a behaviour, get a policy."""
+"""What users import: open the library of a spec, ask it for a behaviour, get a policy; add layouts and policies."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from lever_lib import index, library, pi2vec, regressor
 from lever_lib.artifacts import Outputs
-from lever_lib.composition import Pool, method
+from lever_lib.composition import Pool
+from lever_lib.composition import method as find_method
 from lever_lib.decompose import decompose
-from lever_lib.envs.gridworld import Layout, make_layout
+from lever_lib.envs.gridworld import Layout, layout_from_text, make_layout
 from lever_lib.envs.rewards import COMPONENTS, RewardSystem, reward_system
 from lever_lib.errors import LeverError
+from lever_lib.jobs import run_jobs
 from lever_lib.library import Library
 from lever_lib.params import Params, load_params
 from lever_lib.planning import optimum
+from lever_lib.policies.base import CellPolicy, PolicyRecord, greedy_actions
+from lever_lib.policies.tabular import record_episode, train
 from lever_lib.queries import QUERY_CLASSES
+from lever_lib.recipe import Recipe
 from lever_lib.rollout import Outcome, Policy, evaluate
 from lever_lib.search import Retriever, Scope
-from lever_lib.strategies import Choice, choose, combinations
+from lever_lib.strategies import choose, combinations
 from lever_lib.text import encode
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ASK = QUERY_CLASSES["trivial"]  # a question of one's own is answered from single objectives
 
@@ -40,6 +50,7 @@ class Answer:
         candidates: policies found per sub-query: `row, policy_id, cosine, predicted`, best first.
         policy_ids: of the policies composed.
         policy: the composed policy.
+        recipe: what it was composed of and how; `save` writes it.
         return_: of one episode from the start, exact.
         optimum: best possible return.
         predicted_return: by the regressor.
@@ -56,6 +67,7 @@ class Answer:
     candidates: list[pd.DataFrame]
     policy_ids: tuple[str, ...]
     policy: Policy
+    recipe: Recipe
     return_: float
     optimum: float
     predicted_return: float
@@ -63,6 +75,19 @@ class Answer:
     cells: np.ndarray
     layout: Layout
     seconds: float
+
+    def plot(self) -> Figure:
+        """The layout with the composed policy's path and the best possible one."""
+        from lever_lib.plots import layout_paths  # drawing takes a second to import
+
+        best = optimum(self.layout, self.recipe.system)
+        how = f"{self.recipe.method} of {len(self.policy_ids)} policies: {self.return_:.2f}"
+        paths = {f"optimum: {best.return_:.2f}": best.cells, how: self.cells}
+        return layout_paths(self.layout.cells, paths, f"{self.setup} on layout {self.layout.name}")
+
+    def save(self, path: str | Path) -> None:
+        """Write the composed policy as `.npz`; `lever_lib.load_policy` reads it."""
+        self.recipe.save(path)
 
 
 @dataclass(frozen=True)
@@ -88,27 +113,29 @@ class OpenLibrary:
         seed: int | str | None = None,
         library: str | None = None,
         strategy: str = "hybrid",
-        method_name: str = "gpi",
+        method: str = "gpi",
         top_k: int | None = None,
         how: str | None = None,
+        filter_energy: bool = False,
     ) -> Answer:
         """Find or make a policy for a behaviour said in words.
 
         Args:
             query: the behaviour.
-            seed: layout; by default the first of the spec.
+            seed: layout, or the name of your own; by default the first of the spec.
             library: training budget; by default the last of the spec.
             strategy: `targeted`, `hybrid`, `exhaustive` or `library`.
-            method_name: id of a composition method, e.g. `gpi`.
+            method: id of a composition method, e.g. `gpi`.
             top_k: candidates per sub-query of `hybrid`; by default as in params.
             how: `offline` or `none`; by default as in params.
+            filter_energy: among equally close policies prefer those that took least energy to train.
 
         Raises:
             LeverError: if nothing is recognised or found, or an argument is not one of the above.
         """
         started = time.perf_counter()
         settings = self.params.search
-        composer = method(method_name)
+        composer = find_method(method)
         if top_k is not None and top_k < 1:
             raise LeverError(f"top_k = {top_k}: must be at least 1")
         layout = self.library.layout(self.params.seeds[0] if seed is None else seed)
@@ -128,21 +155,34 @@ class OpenLibrary:
         scope = Scope(layout.name, name, setups)
         top_k = settings.top_k if top_k is None else top_k
         count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
-        found = self.retriever.candidates(vectors, scope, system, count)
+        found = self.retriever.candidates(vectors, scope, system, count, filter_energy)
         for sub_query, table in zip(split.sub_queries, found, strict=True):
             if table.empty:
                 gate = settings.cosine_gate
                 raise LeverError(f"query {sub_query!r}: no policy has a cosine of search.cosine_gate = {gate} or more")
-        choice, rows = self._choose(layout, system, scope, found, strategy, composer.name, top_k)
+        pool, rows = self._pool(layout, system, scope, found)
+        local = {row: position for position, row in enumerate(rows)}
+        combos = combinations(
+            strategy,
+            [[local[row] for row in table["row"]] for table in found],
+            top_k,
+            np.flatnonzero(self.library.policies["setup"].to_numpy()[rows] != system.name).tolist(),
+        )
+        predictor = self.retriever.regressor.for_layout(layout.name)
+        choice = choose(pool, composer, combos, self.retriever.embeddings.embedder(layout), predictor)
         outcome = evaluate(choice.policy, layout, system)
+        members = list(choice.members)
+        names = tuple(self.library.policies["policy_id"].iloc[rows[members]])
+        recipe = Recipe(layout, system, composer.name, names, pool.q_tables[members], pool.visits[members], pool.alpha)
         return Answer(
             query=query,
             setup=system.name,
             objectives=split.objectives,
             sub_queries=split.sub_queries,
             candidates=found,
-            policy_ids=tuple(self.library.policies["policy_id"].iloc[rows[list(choice.members)]]),
+            policy_ids=names,
             policy=choice.policy,
+            recipe=recipe,
             return_=outcome.return_,
             optimum=optimum(layout, system).return_,
             predicted_return=choice.predicted_return,
@@ -159,35 +199,112 @@ class OpenLibrary:
         policies = self.library.policies
         return self.library.system(policies.loc[policies["description"] == sentences[nearest[0, 0]], "setup"].iloc[0])
 
-    def _choose(
+    def _pool(
+        self, layout: Layout, system: RewardSystem, scope: Scope, found: list[pd.DataFrame]
+    ) -> tuple[Pool, np.ndarray]:
+        """Candidates and everything else of this layout and library, and their library rows.
+
+        Policies trained for the question itself take part only where they were found.
+        """
+        rows = self.retriever.rows(Scope(scope.seed, scope.library, tuple(self.library.systems)))
+        others = rows[self.library.policies["setup"].to_numpy()[rows] != system.name]
+        rows = np.unique(np.concatenate([others, *(table["row"] for table in found)]))
+        q_tables, visits = (np.array(table[rows]) for table in (self.library.q_tables, self.library.visits))
+        return Pool(layout, system, q_tables, visits, self.params.sarsa.alpha), rows
+
+    def with_records(self, records: Sequence[PolicyRecord], layouts: Sequence[Layout] = ()) -> OpenLibrary:
+        """This library with further policies, from whatever source, ready to be asked; files stay as they are.
+
+        Args:
+            records: each valid in a layout of the library or in one of `layouts`.
+            layouts: further worlds of the spec's size, each with at least one policy.
+
+        Raises:
+            LeverError: if a name is taken or a table does not fit.
+        """
+        policies = self.library.joined(records, layouts)
+        retriever = replace(
+            self.retriever,
+            library=policies,
+            embeddings=pi2vec.extend(self.retriever.embeddings, policies),
+            index=index.extend(self.retriever.index, policies),
+        )
+        return replace(self, retriever=retriever)
+
+    def with_policy(
         self,
-        layout: Layout,
-        system: RewardSystem,
-        scope: Scope,
-        found: list[pd.DataFrame],
-        strategy: str,
-        method_name: str,
-        top_k: int,
-    ) -> tuple[Choice, np.ndarray]:
-        everything = self.retriever.rows(Scope(scope.seed, scope.library, tuple(self.library.systems)))
-        everything = everything[self.library.policies["setup"].to_numpy()[everything] != system.name]
-        rows = np.unique(np.concatenate([everything, *(table["row"] for table in found)]))
-        local = {row: position for position, row in enumerate(rows)}
-        pool = Pool(
-            layout,
-            system,
-            np.array(self.library.q_tables[rows]),
-            np.array(self.library.visits[rows]),
-            self.params.sarsa.alpha,
+        policy_id: str,
+        q_table: np.ndarray,
+        setup: str,
+        seed: int | str,
+        library: str | None = None,
+        description: str | None = None,
+        visits: np.ndarray | None = None,
+    ) -> OpenLibrary:
+        """This library with a policy of your own.
+
+        Args:
+            policy_id: its name.
+            q_table: action values, float (S, 4); cell s is row * N + column.
+            setup: reward system that it was trained for, e.g. `gold`.
+            seed: layout that it is valid in.
+            library: training budget that it is filed under; by default the last of the spec.
+            description: sentence it is found by; by default that of `setup`.
+            visits: times each action was taken in training, int (S, 4); by default none is known.
+
+        Raises:
+            LeverError: if an argument does not fit the library.
+        """
+        layout, system = self.library.layout(seed), self.library.system(setup)
+        name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
+        q_table = _whole_table("q_table", q_table, layout)
+        episode = evaluate(CellPolicy(greedy_actions(q_table)), layout, system)
+        moved = len(episode.cells) - 1  # a bump at the end is no step
+        record = PolicyRecord(
+            policy_id=policy_id,
+            source="own",
+            setup=system.name,
+            library=name,
+            seed=layout.name,
+            snapshot=1.0,
+            episodes=0,
+            description=system.sentence if description is None else description,
+            q_table=q_table,
+            visits=np.zeros(q_table.shape, np.int64)
+            if visits is None
+            else _whole_table("visits", visits, layout).astype(np.int64),
+            episode=record_episode(layout, episode.cells, episode.actions[:moved]),
+            train_seconds=np.nan,
         )
-        combos = combinations(
-            strategy,
-            [[local[row] for row in table["row"]] for table in found],
-            top_k,
-            [local[row] for row in everything],
-        )
-        predictor = self.retriever.regressor.for_layout(layout.name)
-        return choose(pool, method(method_name), combos, self.retriever.embeddings.embedder(layout), predictor), rows
+        return self.with_records([record])
+
+    def with_layout(self, name: str, drawing: str) -> OpenLibrary:
+        """This library with a layout of your own: trains every reward system with every budget of the spec on it.
+
+        Args:
+            name: how to call it, e.g. `ask("...", seed=name)`; not a number.
+            drawing: one line per row, S start (first cell), E exit (last cell), G gold, L lever, # block, x hazard,
+                . empty; of the spec's size.
+
+        Raises:
+            LeverError: if the drawing is not such a layout, or the name is taken.
+        """
+        layout = library.check_layout(layout_from_text(drawing, name, self.params.grid.moves), self.library)
+        jobs = library.training_jobs(self.params, [layout])
+        runs = run_jobs(train, jobs, self.params.execution, f"training on {name}", threads=True)
+        return self.with_records([record for records, _ in runs for record in records], [layout])
+
+
+def _whole_table(name: str, table: np.ndarray, layout: Layout) -> np.ndarray:
+    """`table` as float64 (S, 4), else a `LeverError`."""
+    shape = (layout.cells.size, 4)
+    try:
+        found = np.array(table, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.shape != shape:
+        raise LeverError(f"{name}: must be numbers of shape {shape}, has shape {np.shape(table)}")
+    return found
 
 
 def open_library(spec: str = "8x8", root: str | Path | None = None) -> OpenLibrary:

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -29,6 +29,10 @@ from lever_lib.params import Params, resolved
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = "manifest.json"
 _DAMAGED = "is missing or damaged"
+# What a published spec keeps in git, by path within its folder; `.gitignore` says the same. Everything else is bulky
+# and comes back by running.
+STUDY = "study"
+PUBLISHED = ("composition/*.csv", "results/*", "figures/*", "notebooks/*.ipynb")
 
 
 def outputs_root() -> Path:
@@ -52,6 +56,7 @@ class Stage:
         params: keys of the params file that it reads, dotted where it reads part of a section.
         upstream: stages whose files it reads.
         module: of `lever_lib`; with everything it imports, the code that the result depends on.
+        from_published: whether whole files of `upstream` are enough, whatever became of what they were made of.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Stage:
     params: tuple[str, ...]
     upstream: tuple[Stage, ...]
     module: str
+    from_published: bool = False
 
 
 class Outputs:
@@ -78,19 +84,7 @@ class Outputs:
 
     def manifest(self) -> dict[str, Any]:
         """Entries by stage; empty if nothing was built."""
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            return {}
-        try:
-            stages = json.loads(path.read_bytes())["stages"]
-            for entry in stages.values():
-                if not all(isinstance(value, str) for value in (entry["key"], *entry["files"].values())):
-                    raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise MissingArtifactError(
-                f"{shown(path)}: not a readable manifest; delete it and run the notebooks again"
-            ) from None
-        return stages
+        return read_manifest(self.folder)
 
     def key(self, stage: Stage) -> str:
         """Hash of everything that `stage` depends on, as things are now."""
@@ -108,7 +102,7 @@ class Outputs:
 
         A damaged file is named in the log.
         """
-        problem = self._problem(stage)
+        problem = self.problem(stage)
         if problem and problem.endswith(_DAMAGED):
             logging.getLogger(__name__).warning("%s; building it again", problem)
         return problem is None
@@ -119,35 +113,62 @@ class Outputs:
         Raises:
             MissingArtifactError: if it is absent, damaged or out of date; names the notebook that writes it.
         """
-        problem = self._problem(stage)
+        return self._usable(stage, self.problem(stage))
+
+    def require_files(self, stage: Stage) -> Path:
+        """Folder of a stage whose files are whole, whatever became of what they were made of.
+
+        Raises:
+            MissingArtifactError: if they are absent or damaged; names the notebook that writes them.
+        """
+        return self._usable(stage, self._files_problem(stage))
+
+    def _usable(self, stage: Stage, problem: str | None) -> Path:
         if problem:
             raise MissingArtifactError(
                 f"{problem}; run notebook {stage.notebook} for spec {self.spec}, or ./run_all.sh {self.spec}"
             )
         return self.folder / stage.name
 
-    def _problem(self, stage: Stage, sound: set[str] | None = None) -> str | None:
-        """What keeps `stage` from being used, in words; None if nothing does.
+    def problem(self, stage: Stage) -> str | None:
+        """What keeps `stage` from being used, in words; None if nothing does."""
+        return self._problem(stage, set())
 
-        Stages in `sound` were found usable on the way here and are not read again.
-        """
-        sound = set() if sound is None else sound
+    def _problem(self, stage: Stage, sound: set[str]) -> str | None:
+        """Stages in `sound` were found usable on the way here and are not read again."""
         if stage.name in sound:
             return None
         for up in stage.upstream:
-            problem = self._problem(up, sound)
+            problem = self._files_problem(up) if stage.from_published else self._problem(up, sound)
             if problem:
                 return problem
-        entry = self.manifest().get(stage.name)
-        if entry is None:
-            return f"{shown(self.folder / stage.name)} is not built"
-        damaged = damaged_files(self.folder, entry)
-        if damaged:
-            return f"{shown(damaged[0])} {_DAMAGED}"
-        if entry["key"] != self.key(stage):
+        problem = self._files_problem(stage)
+        if problem:
+            return problem
+        if self.manifest()[stage.name]["key"] != self.key(stage):
             return f"{shown(self.folder / stage.name)} was built from other params or code"
         sound.add(stage.name)
         return None
+
+    def _files_problem(self, stage: Stage) -> str | None:
+        entry = self.manifest().get(stage.name)
+        if entry is None or not any((self.folder / name).is_file() for name in entry["files"]):
+            return f"{shown(self.folder / stage.name)} is not built"
+        damaged = damaged_files(self.folder, entry)
+        return f"{shown(damaged[0])} {_DAMAGED}" if damaged else None
+
+    def adopt(self, stage: Stage) -> None:
+        """Copy a stage's published files from the repository, if this root has no such stage and they are whole."""
+        published = ROOT / "outputs" / self.spec
+        entry = read_manifest(published).get(stage.name)
+        if entry is None or stage.name in self.manifest() or damaged_files(published, entry):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f".{stage.name}.writing"
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(published / stage.name, draft)
+        _replace_folder(draft, self.folder / stage.name)
+        self.enter(stage.name, entry)
 
     @contextmanager
     def writing(self, stage: Stage) -> Iterator[Path]:
@@ -159,7 +180,7 @@ class Outputs:
             MissingArtifactError: if a stage before it is not usable.
         """
         for up in stage.upstream:
-            self.require(up)
+            self.require_files(up) if stage.from_published else self.require(up)
         key = self.key(stage)
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".{stage.name}.writing"
@@ -193,6 +214,77 @@ class Outputs:
     def _save(self, stages: dict[str, Any]) -> None:
         content = {"spec": self.spec, "stages": dict(sorted(stages.items()))}
         _write_text(self.folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Entries by stage of the manifest in a spec's folder; empty if there is none.
+
+    Raises:
+        MissingArtifactError: if it cannot be read.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        stages = json.loads(path.read_bytes())["stages"]
+        for entry in stages.values():
+            if not all(isinstance(value, str) for value in (entry["key"], *entry["files"].values())):
+                raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise MissingArtifactError(
+            f"{shown(path)}: not a readable manifest; delete it and run the notebooks again"
+        ) from None
+    return stages
+
+
+def is_published(name: str) -> bool:
+    """Whether a file, by its path within the spec's folder, is one that a published spec keeps in git."""
+    return any(PurePosixPath(name).match(pattern) for pattern in PUBLISHED)
+
+
+class Condition(NamedTuple):
+    """What `examine` found of one manifest entry.
+
+    Attributes:
+        built: False if none of its bulky files is there, as in a fresh clone.
+        missing: files that should be there.
+        damaged: files that do not have their checksum.
+    """
+
+    built: bool
+    missing: list[Path]
+    damaged: list[Path]
+
+
+def examine(folder: Path) -> dict[str, Condition]:
+    """Compare the files of a spec with its manifest, entry by entry.
+
+    Raises:
+        MissingArtifactError: if the manifest cannot be read.
+    """
+    found = {}
+    for name, entry in read_manifest(folder).items():
+        bulky = [file for file in entry["files"] if not is_published(file)]
+        built = not bulky or any((folder / file).is_file() for file in bulky)
+        wrong = [path for path in damaged_files(folder, entry) if built or is_published(str(path.relative_to(folder)))]
+        missing = [path for path in wrong if not path.is_file()]
+        found[name] = Condition(built, missing, [path for path in wrong if path.is_file()])
+    return found
+
+
+def clear(folder: Path) -> None:
+    """Delete all that a run wrote into a spec's folder. Studies take hours and stay."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name == STUDY:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def damaged_files(folder: Path, entry: dict[str, Any]) -> list[Path]:

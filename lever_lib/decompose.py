@@ -13,15 +13,6 @@ from itertools import combinations
 from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.errors import LeverError
 
-# Reaching the exit alone is no objective: every policy is meant to.
-_WORDS = {
-    "path": r"fast\w*|short\w*|quick\w*|direct\w*|swift\w*|speed\w*|hurry\w*|hast\w*",
-    "gold": r"gold\w*|coins?|treasures?",
-    "hazard": r"hazard\w*|traps?|danger\w*|safe\w*",
-    "lever": r"levers?|switch\w*|mechanism\w*",
-}
-_PATTERNS = {name: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for name, words in _WORDS.items()}
-
 
 @dataclass(frozen=True)
 class Decomposition:
@@ -42,7 +33,11 @@ class Decomposition:
 
 def recognise(text: str) -> tuple[str, ...]:
     """Objectives that a text names, in the order of the reward table; empty if there are none."""
-    return tuple(name for name in COMPONENTS if name in _PATTERNS and _PATTERNS[name].search(text))
+    return tuple(
+        name
+        for name, component in COMPONENTS.items()
+        if re.search(rf"\b(?:{component.words or name})\b", text, re.IGNORECASE)
+    )
 
 
 def decompose(query: str, pool: tuple[str, ...], how: str = "offline") -> Decomposition:

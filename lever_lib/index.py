@@ -84,6 +84,26 @@ def build_index(library: Library, outputs: Outputs, overwrite: bool = False) -> 
     return load_index(library, outputs)
 
 
+def extend(index: TextIndex, library: Library) -> TextIndex:
+    """The index of a library that further policies have joined; the old one stays as it is.
+
+    Args:
+        index: of the library's first policies.
+        library: with further policies after these.
+    """
+    known = {sentence: number for number, sentence in enumerate(index.sentences)}
+    more = library.policies.iloc[len(index.postings) :]
+    fresh = [sentence for sentence in more["description"].unique() if sentence not in known]
+    known |= {sentence: len(known) + number for number, sentence in enumerate(fresh)}
+    grown = faiss.clone_index(index.index)
+    if fresh:
+        grown.add(encode(fresh, index.encoder))
+    postings = pd.DataFrame(
+        {"sentence_id": more["description"].map(known), "sentence": more["description"], "policy_id": more["policy_id"]}
+    )
+    return TextIndex(grown, pd.concat([index.postings, postings], ignore_index=True), index.encoder)
+
+
 def load_index(library: Library, outputs: Outputs) -> TextIndex:
     """Open the index on disk.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,15 +12,18 @@ import numpy as np
 import pandas as pd
 
 from lever_lib.artifacts import Outputs, Stage
+from lever_lib.energy import UNKNOWN, Meter, policy_joules
 from lever_lib.envs.gridworld import Layout, make_layout, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.jobs import run_jobs
-from lever_lib.params import Params, snapshot_episodes
+from lever_lib.params import Params, gold_slots, snapshot_episodes
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy, Episode, PolicyRecord, greedy_actions
 from lever_lib.policies.tabular import CurvePoint, TrainingJob, train
 from lever_lib.rollout import evaluate, event_counts, returns, start_state
+
+Run = tuple[list[PolicyRecord], list[CurvePoint]]
 
 STAGE = Stage(
     name="library",
@@ -119,10 +123,12 @@ class Library:
     def layout(self, seed: int | str) -> Layout:
         """The layout of a seed: `3`, `"3"` or `"0003"`.
 
+        A layout of your own is called by its name.
+
         Raises:
             LeverError: if the library has none.
         """
-        name = seed_name(seed)
+        name = seed if seed in self.layouts else seed_name(seed)
         if name not in self.layouts:
             raise LeverError(f"seed {seed!r}: no such layout in spec {self.spec}; seeds: {', '.join(self.layouts)}")
         return self.layouts[name]
@@ -142,15 +148,86 @@ class Library:
         spans = [slice(start, stop) for start, stop in itertools.pairwise(offsets)]
         return [Episode(cells[s], actions[s.start : s.stop - 1], left[s], lever[s], hazards[s]) for s in spans]
 
+    def joined(self, records: Sequence[PolicyRecord], layouts: Sequence[Layout] = ()) -> Library:
+        """This library with further policies and layouts, in memory: the files stay as they are.
+
+        Args:
+            records: policies, whatever trained them; each valid in a layout of the library or in one of `layouts`.
+            layouts: further worlds of the spec's size.
+
+        Raises:
+            LeverError: if a name is taken, or a table does not fit the layouts.
+        """
+        worlds = self.layouts | {layout.name: check_layout(layout, self) for layout in layouts}
+        known = set(self.policies["policy_id"])
+        for record in records:
+            _check_record(record, worlds, known)
+            known.add(record.policy_id)
+        for layout in layouts:
+            if not any(record.seed == layout.name for record in records):
+                raise LeverError(f"layout {layout.name!r}: comes without a policy")
+        rows = _policy_table(self.spec, self.params, list(records), worlds)
+        times = _timing_table(self.params, list(records), 0.0, None)
+        joined = replace(self)
+        visits = [_as_stored(record.visits) for record in records]
+        vars(joined).update(  # what a library reads from its files when first asked for it
+            layouts=worlds,
+            policies=pd.concat([self.policies, rows.assign(q_index=rows["q_index"] + len(self.policies))]).reset_index(
+                drop=True
+            ),
+            timings=pd.concat([self.timings, times], ignore_index=True),
+            q_tables=np.concatenate([self.q_tables, [record.q_table for record in records]]),
+            visits=np.concatenate([self.visits, visits]),
+            episodes=[*self.episodes, *(record.episode for record in records)],
+        )
+        return joined
+
+
+def check_layout(layout: Layout, library: Library) -> Layout:
+    """`layout` if it can join `library`, else a `LeverError` that says why not."""
+    grid = library.params.grid
+    if layout.name in library.layouts or layout.name.isdigit() or not layout.name:
+        raise LeverError(f"layout name {layout.name!r}: must be new and not a number; there is {list(library.layouts)}")
+    if layout.size != grid.size or layout.moves != grid.moves:
+        raise LeverError(
+            f"layout {layout.name!r}: is {layout.size} x {layout.size} with {layout.moves} moves, "
+            f"spec {library.spec} has {grid.size} x {grid.size} with {grid.moves} moves"
+        )
+    if len(layout.golds) > gold_slots(layout.size):
+        raise LeverError(f"layout {layout.name!r}: {len(layout.golds)} golds, at most {gold_slots(layout.size)} fit")
+    return layout
+
+
+def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[str]) -> None:
+    if not record.policy_id or record.policy_id in known or "+" in record.policy_id:
+        raise LeverError(f"policy_id {record.policy_id!r}: must be new, not empty and without '+'")
+    if record.seed not in layouts:
+        raise LeverError(f"policy {record.policy_id!r}: no layout {record.seed!r}; layouts: {', '.join(layouts)}")
+    shape = (layouts[record.seed].cells.size, 4)
+    for name, table in (("q_table", record.q_table), ("visits", record.visits)):
+        if table.shape != shape or not np.isfinite(table).all():
+            raise LeverError(f"{name} of policy {record.policy_id!r}: must be {shape} finite numbers, is {table.shape}")
+    if (record.visits < 0).any():
+        raise LeverError(f"visits of policy {record.policy_id!r}: must not be negative")
+
+
+def _as_stored(visits: np.ndarray) -> np.ndarray:
+    """Visit counts as files keep them, int32; nothing here needs to tell two thousand million from more."""
+    return np.minimum(visits, np.iinfo(np.int32).max).astype(np.int32)
+
 
 def build_library(params: Params, outputs: Outputs, overwrite: bool = False) -> Library:
     """Train every policy of the spec, unless the library on disk is whole and was built from the same inputs."""
     if overwrite or not outputs.fresh(STAGE):
         with outputs.writing(STAGE) as folder:
-            jobs = training_jobs(params)
-            runs = list(run_jobs(train, jobs, params.execution, "training", threads=True))
+            jobs = training_jobs(params, [make_layout(params.grid, seed) for seed in params.seeds])
+            meter = Meter()
+            runs: list[Run] = []
+            for run in run_jobs(train, jobs, params.execution, "training", threads=True):
+                runs.append(run)
+                meter.update()
             layouts = list({job.layout.name: job.layout for job in jobs}.values())
-            _write(outputs.spec, params, folder, layouts, runs)
+            _write(outputs.spec, params, folder, layouts, runs, meter.joules)
     return load_library(params, outputs)
 
 
@@ -163,9 +240,8 @@ def load_library(params: Params, outputs: Outputs) -> Library:
     return Library(outputs.spec, params, outputs.require(STAGE))
 
 
-def training_jobs(params: Params) -> list[TrainingJob]:
+def training_jobs(params: Params, layouts: list[Layout]) -> list[TrainingJob]:
     """One job per library, layout and reward system, each with its own random stream."""
-    layouts = [make_layout(params.grid, seed) for seed in params.seeds]
     return [
         TrainingJob(
             layout=layout,
@@ -187,16 +263,17 @@ def _write(
     params: Params,
     folder: Path,
     layouts: list[Layout],
-    runs: list[tuple[list[PolicyRecord], list[CurvePoint]]],
+    runs: list[Run],
+    joules: float | None,
 ) -> None:
     records = [record for run, _ in runs for record in run]
     by_name = {layout.name: layout for layout in layouts}
     _policy_table(spec, params, records, by_name).to_parquet(folder / "policies.parquet", index=False)
-    _timing_table(params, records).to_parquet(folder / "timings.parquet", index=False)
+    run_seconds = sum(run[-1].train_seconds for run, _ in runs)
+    _timing_table(params, records, run_seconds, joules).to_parquet(folder / "timings.parquet", index=False)
     _curve_table(runs).to_parquet(folder / "curves.parquet", index=False)
     np.save(folder / "q_tables.npy", np.stack([record.q_table for record in records]))
-    most = np.iinfo(np.int32).max
-    np.save(folder / "visits.npy", np.stack([np.minimum(record.visits, most).astype(np.int32) for record in records]))
+    np.save(folder / "visits.npy", np.stack([_as_stored(record.visits) for record in records]))
     np.savez_compressed(folder / "episodes.npz", **_pack_episodes([record.episode for record in records]))
     np.savez_compressed(
         folder / "layouts.npz",
@@ -235,19 +312,22 @@ def _policy_table(spec: str, params: Params, records: list[PolicyRecord], layout
     return pd.DataFrame(rows)
 
 
-def _timing_table(params: Params, records: list[PolicyRecord]) -> pd.DataFrame:
-    watts = params.energy.watts_per_core
+def _timing_table(
+    params: Params, records: list[PolicyRecord], run_seconds: float, measured: float | None
+) -> pd.DataFrame:
+    seconds = [record.train_seconds for record in records]
+    joules, label = policy_joules(seconds, run_seconds, measured, params.energy.watts_per_core)
     return pd.DataFrame(
         {
             "policy_id": [record.policy_id for record in records],
-            "train_seconds": [record.train_seconds for record in records],
-            "energy_joules": [record.train_seconds * watts for record in records],
-            "energy_label": "estimated",
+            "train_seconds": seconds,
+            "energy_joules": joules,
+            "energy_label": [UNKNOWN if np.isnan(second) else label for second in seconds],
         }
     )
 
 
-def _curve_table(runs: list[tuple[list[PolicyRecord], list[CurvePoint]]]) -> pd.DataFrame:
+def _curve_table(runs: list[Run]) -> pd.DataFrame:
     return pd.concat(
         [
             pd.DataFrame(curve).assign(library=run[0].library, seed=run[0].seed, setup=run[0].setup)

@@ -107,6 +107,26 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     return Embeddings(np.load(folder / "embeddings.npy"), canonical, params.pi2vec.gamma)
 
 
+def extend(embeddings: Embeddings, library: Library) -> Embeddings:
+    """Embeddings of a library that further policies and layouts have joined.
+
+    Args:
+        embeddings: of the library's first policies.
+        library: with further policies after these.
+    """
+    canonical = dict(embeddings.canonical)
+    for name, layout in library.layouts.items():
+        if name not in canonical:
+            canonical[name] = _canonical_states(library, layout)
+    grown = Embeddings(embeddings.embeddings, canonical, embeddings.gamma)
+    first = len(embeddings.embeddings)
+    seeds = library.policies["seed"].iloc[first:]
+    embedders = {seed: grown.embedder(library.layouts[seed]) for seed in seeds.unique()}
+    new = zip(seeds, library.actions[first:], strict=True)
+    rows = [embedders[seed].embed(CellPolicy(actions)) for seed, actions in new]
+    return Embeddings(np.concatenate([embeddings.embeddings, rows]), canonical, embeddings.gamma)
+
+
 def draw_canonical_states(library: Library, layout: Layout, count: int, rng: np.random.Generator) -> States:
     """States that the library's training episodes passed through, evenly over reward systems.
 
@@ -120,7 +140,7 @@ def draw_canonical_states(library: Library, layout: Layout, count: int, rng: np.
     """
     mine = library.policies[library.policies["seed"] == layout.name]
     chosen = []
-    setups = list(library.systems)
+    setups = [setup for setup in library.systems if (mine["setup"] == setup).any()]
     for index, setup in enumerate(setups):
         episodes = [library.episodes[i] for i in mine.index[mine["setup"] == setup]]
         cells, golds, lever = (
@@ -131,6 +151,13 @@ def draw_canonical_states(library: Library, layout: Layout, count: int, rng: np.
         picks = np.sort(rng.choice(len(cells), size=share, replace=share > len(cells)))
         chosen.append(States(cells[picks], golds[picks], lever[picks]))
     return States(*(np.concatenate(parts) for parts in zip(*chosen, strict=True)))
+
+
+def _canonical_states(library: Library, layout: Layout) -> States:
+    """The canonical states of a layout under the library's params."""
+    params = library.params
+    rng = stream(params.root_seed, "canonical states", layout.name)
+    return draw_canonical_states(library, layout, params.pi2vec.canonical_states, rng)
 
 
 def successor_features(tables: FeatureTables, starts: States, paths: Paths, layout: Layout, gamma: float) -> np.ndarray:
@@ -192,8 +219,7 @@ class _EmbeddingJob:
 
 def _embedding_job(library: Library, layout: Layout) -> _EmbeddingJob:
     settings = library.params.pi2vec
-    rng = stream(library.params.root_seed, "canonical states", layout.name)
-    canonical = draw_canonical_states(library, layout, settings.canonical_states, rng)
+    canonical = _canonical_states(library, layout)
     rows = library.policies.index[library.policies["seed"] == layout.name]
     embedder = Embedder(layout, canonical, feature_tables(layout), settings.gamma)
     return _EmbeddingJob(embedder, library.actions[rows], rows)

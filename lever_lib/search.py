@@ -58,7 +58,9 @@ class Retriever:
         )
         return np.flatnonzero(inside)
 
-    def candidates(self, vectors: np.ndarray, scope: Scope, system: RewardSystem, count: int) -> list[pd.DataFrame]:
+    def candidates(
+        self, vectors: np.ndarray, scope: Scope, system: RewardSystem, count: int, filter_energy: bool = False
+    ) -> list[pd.DataFrame]:
         """The best policies per sub-query.
 
         Args:
@@ -66,10 +68,12 @@ class Retriever:
             scope: where to look.
             system: reward system that policies are judged by.
             count: of candidates at most.
+            filter_energy: whether ties go first to what took least energy to train; what nobody has measured or
+                estimated comes last.
 
         Returns:
-            One table per sub-query with columns `row, policy_id, cosine, predicted`: by falling cosine, ties by falling
-            predicted return, then by name. Empty where no cosine reaches the gate.
+            One table per sub-query with columns `row, policy_id, cosine, predicted, energy_joules, energy_label`: by
+            falling cosine, ties by falling predicted return, then by name. Empty where no cosine reaches the gate.
         """
         rows = self.rows(scope)
         if len(rows) == 0:
@@ -79,13 +83,15 @@ class Retriever:
         sentence_of = self.index.postings["sentence_id"].to_numpy()[rows]
         predicted = self.regressor.predict(scope.seed, self.embeddings.embeddings[rows], system)
         names = self.library.policies["policy_id"].to_numpy()[rows]
+        energy = self.library.timings[["energy_joules", "energy_label"]].iloc[rows]
+        thrift = energy["energy_joules"].fillna(np.inf).to_numpy() if filter_energy else np.zeros(len(rows))
         cosines, ids = self.index.search(vectors, np.unique(sentence_of))
         tables = []
         for found, sentences in zip(cosines, ids, strict=True):
             cosine = np.empty(len(rows), dtype=np.float32)
             for value, sentence in zip(found, sentences, strict=True):
                 cosine[sentence_of == sentence] = value
-            order = np.lexsort((names, -predicted, -cosine))
+            order = np.lexsort((names, -predicted, thrift, -cosine))
             order = order[cosine[order] >= self.gate][:count]
             tables.append(
                 pd.DataFrame(
@@ -94,6 +100,8 @@ class Retriever:
                         "policy_id": names[order],
                         "cosine": cosine[order],
                         "predicted": predicted[order],
+                        "energy_joules": energy["energy_joules"].to_numpy()[order],
+                        "energy_label": energy["energy_label"].to_numpy()[order],
                     }
                 )
             )

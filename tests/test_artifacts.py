@@ -45,11 +45,20 @@ def test_a_missing_stage_names_its_notebook(outputs):
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete"])
 def test_a_damaged_file_is_named(outputs, harm):
-    build(outputs, FIRST, "abc")
+    with outputs.writing(FIRST) as folder:
+        (folder / "a.txt").write_text("abc")
+        (folder / "beside.txt").write_text("whole")
     path = outputs.folder / "first" / "a.txt"
     {"flip": lambda: path.write_text("abd"), "truncate": lambda: path.write_text("a"), "delete": path.unlink}[harm]()
     assert not outputs.fresh(FIRST)
     with pytest.raises(MissingArtifactError, match=r"a\.txt is missing or damaged"):
+        outputs.require(FIRST)
+
+
+def test_a_stage_without_any_of_its_files_is_not_built(outputs):
+    build(outputs, FIRST)
+    shutil.rmtree(outputs.folder / "first")
+    with pytest.raises(MissingArtifactError, match="first is not built; run notebook 01_first"):
         outputs.require(FIRST)
 
 

@@ -9,13 +9,13 @@ import lever_lib
 
 ROOT = Path(lever_lib.__file__).parent
 LAYERS = [
-    {"errors", "params", "seeding", "artifacts", "jobs"},
-    {"envs", "envs.layouts", "envs.rewards", "envs.gridworld", "envs.features"},
+    {"errors", "params", "seeding", "artifacts", "jobs", "energy", "looks", "columns"},
+    {"envs", "envs.layouts", "envs.rewards", "envs.gridworld", "envs.features", "envs.environment"},
     {"policies", "policies.base", "policies.tabular", "rollout", "planning"},
     {"library", "pi2vec", "text", "index", "regressor", "decompose", "queries"},
-    {"search", "composition"},
+    {"search", "composition", "recipe"},
     {"strategies", "experiment"},
-    {"stats", "plots"},
+    {"stats", "plots", "report"},
     {"api", "notebooks", "__main__", "__init__"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -39,29 +39,44 @@ class Component:
 
     Attributes:
         sentence: how a person would ask for it; also the text its policies are indexed under.
-        pays: reward per event.
-        pays_legacy: the same under `legacy_gold_exit`, where it differs.
+        pays: reward per event; names as in `EVENTS`.
+        words: regular expression of the words by which a question is understood to mean it; by default its name.
+        pays_legacy: `pays` under `legacy_gold_exit`, where it differs.
     """
 
     sentence: str
     pays: dict[str, float]
+    words: str = ""
     pays_legacy: dict[str, float] | None = None
 
+    def __post_init__(self) -> None:
+        for event in (*self.pays, *(self.pays_legacy or {})):
+            if event not in EVENTS:
+                raise LeverError(f"component {self.sentence!r}: {event!r} is no event; events: {', '.join(EVENTS)}")
 
+
+# An objective of your own is one entry more. Reaching the exit alone is no objective: every policy is meant to.
 COMPONENTS: dict[str, Component] = {
-    "path": Component("Find the shortest path to the exit.", {"step": -1.0, "exit": 100.0}),
+    "path": Component(
+        "Find the shortest path to the exit.",
+        {"step": -1.0, "exit": 100.0},
+        words=r"fast\w*|short\w*|quick\w*|direct\w*|swift\w*|speed\w*|hurry\w*|hast\w*",
+    ),
     "gold": Component(
         "Collect as much gold as possible before exiting.",
         {"step": -0.01, "gold": 5.0, "exit_all_gold": 100.0, "exit_gold_share": -10.0},
-        {"step": -0.01, "gold": 5.0, "exit_all_gold": 100.0, "exit_some_gold": -20.0},
+        words=r"gold\w*|coins?|treasures?",
+        pays_legacy={"step": -0.01, "gold": 5.0, "exit_all_gold": 100.0, "exit_some_gold": -20.0},
     ),
     "hazard": Component(
         "Reach the exit while avoiding hazards and staying away from them.",
         {"step": -0.1, "hazard_neighbour": -2.0, "exit": 100.0},
+        words=r"hazard\w*|traps?|danger\w*|safe\w*",
     ),
     "lever": Component(
         "Activate the lever before reaching the exit.",
         {"step": -0.1, "lever": 20.0, "exit": 20.0, "exit_with_lever": 60.0},
+        words=r"levers?|switch\w*|mechanism\w*",
     ),
 }
 

@@ -56,7 +56,7 @@ class PolicyRecord:
         q_table: action values, float64 (S, 4).
         visits: times each action was taken in each cell so far, int64 (S, 4).
         episode: the training episode at the snapshot.
-        train_seconds: CPU seconds of training so far.
+        train_seconds: CPU seconds of training so far; nan if nobody knows.
     """
 
     policy_id: str

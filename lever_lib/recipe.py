@@ -1,0 +1,105 @@
+"""A composed policy as a file: what it was composed of and how, so that it can be composed again anywhere.
+
+The file is a plain `.npz` without pickles. It holds the world, the reward, the method and the members' Q-tables and
+visit counts, and, for programs that only want to act, the episode: cells, actions and return.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lever_lib.composition import Pool, method
+from lever_lib.envs.gridworld import Layout
+from lever_lib.envs.rewards import RewardSystem, reward_system
+from lever_lib.errors import LeverError
+from lever_lib.planning import optimum
+from lever_lib.rollout import Outcome, Policy, evaluate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a policy out of others.
+
+    Attributes:
+        layout: the world.
+        system: the reward it is wanted for.
+        method: id of the composition method.
+        policy_ids: of the members.
+        q_tables: of the members, float64 (M, S, 4).
+        visits: of the members, int (M, S, 4).
+        alpha: step size that trained them.
+    """
+
+    layout: Layout
+    system: RewardSystem
+    method: str
+    policy_ids: tuple[str, ...]
+    q_tables: np.ndarray
+    visits: np.ndarray
+    alpha: float
+
+    def policy(self) -> Policy:
+        """The composed policy."""
+        pool = Pool(self.layout, self.system, self.q_tables, self.visits, self.alpha)
+        return pool.compose(method(self.method), tuple(range(len(self.policy_ids))))
+
+    def outcome(self) -> Outcome:
+        """The composed policy's episode from the start."""
+        return evaluate(self.policy(), self.layout, self.system)
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe and its episode as `.npz`; nothing is left behind if that fails."""
+        path = Path(path)
+        episode = self.outcome()
+        content: dict[str, Any] = {
+            "layout": self.layout.cells,
+            "layout_name": self.layout.name,
+            "moves": self.layout.moves,
+            "setup": self.system.name,
+            "legacy_gold_exit": self.system.legacy_gold_exit,
+            "method": self.method,
+            "policy_ids": np.array(self.policy_ids),
+            "q_tables": self.q_tables,
+            "visits": self.visits,
+            "alpha": self.alpha,
+            "cells": episode.cells,
+            "actions": episode.actions,
+            "return": episode.return_,
+            "optimum": optimum(self.layout, self.system).return_,
+        }
+        draft = path.with_name(f".{path.name}.writing")
+        try:
+            with draft.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **content)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def load_policy(path: str | Path) -> Recipe:
+    """Read what `Recipe.save` wrote.
+
+    Raises:
+        LeverError: if the file is absent or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            parts = {name: stored[name] for name in stored.files}
+        cells, q_tables, visits = parts["layout"], parts["q_tables"], parts["visits"]
+        names = tuple(str(name) for name in parts["policy_ids"])
+        layout = Layout(cells, str(parts["layout_name"]), str(parts["moves"]))
+        system = reward_system(str(parts["setup"]), bool(parts["legacy_gold_exit"]))
+        recipe = Recipe(layout, system, str(parts["method"]), names, q_tables, visits, float(parts["alpha"]))
+        method(recipe.method)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise LeverError(f"{path}: no saved policy can be read from it ({error})") from None
+    shape = (len(names), layout.cells.size, 4)
+    floats, counts = q_tables.dtype == np.float64, np.issubdtype(visits.dtype, np.integer)
+    if not names or q_tables.shape != shape or visits.shape != shape or not floats or not counts:
+        raise LeverError(f"{path}: its tables must be {shape}, of float64 and whole numbers")
+    return recipe
