@@ -257,13 +257,17 @@ class Condition(NamedTuple):
 
 
 def examine(folder: Path) -> dict[str, Condition]:
-    """Compare the files of a spec with its manifest, entry by entry.
-
-    Raises:
-        MissingArtifactError: if the manifest cannot be read.
-    """
+    """Compare the files of a spec with its manifest, entry by entry; the manifest comes first if it is at fault."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        orphaned = folder.is_dir() and any(path.is_dir() and path.name != STUDY for path in folder.iterdir())
+        return {"manifest": Condition(True, [manifest], [])} if orphaned else {}
+    try:
+        entries = read_manifest(folder)
+    except MissingArtifactError:
+        return {"manifest": Condition(True, [], [manifest])}
     found = {}
-    for name, entry in read_manifest(folder).items():
+    for name, entry in entries.items():
         bulky = [file for file in entry["files"] if not is_published(file)]
         built = not bulky or any((folder / file).is_file() for file in bulky)
         wrong = [path for path in damaged_files(folder, entry) if built or is_published(str(path.relative_to(folder)))]

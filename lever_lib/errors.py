@@ -18,25 +18,24 @@ class MissingArtifactError(LeverError):
     """A file that a stage should have written is absent, damaged or out of date."""
 
 
-def exit_code(run: Callable[[], object], interrupted: str) -> int:
+def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
     """Do something for a person at a terminal: what they can mend is one line on stderr.
 
     Args:
-        run: what to do.
+        run: what to do; may return an exit code of its own.
         interrupted: what to say after Ctrl-C.
 
     Returns:
-        0 if it went well, 2 after an error of the caller's or of the file system's, 130 after Ctrl-C.
+        What `run` returned, or 0, if it went well; 2 after an error of the caller's or of the file system's, 130
+        after Ctrl-C.
     """
     try:
-        run()
+        return run() or 0
     except LeverError as error:
         reason, code = " ".join(str(error).split()), 2
     except OSError as error:
         reason, code = f"{error.filename}: {error.strerror}", 2
     except KeyboardInterrupt:
         reason, code = interrupted, 130
-    else:
-        return 0
     sys.stderr.write(f"lever: {reason}\n")
     return code

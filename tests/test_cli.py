@@ -1,15 +1,17 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from lever_lib import load_policy
 from lever_lib.artifacts import ROOT
 from lever_lib.experiment import load_results
 
 
-def lever(*arguments, outputs=None, module="lever_lib", cwd=None):
+def lever(*arguments, outputs=None, module="lever_lib", cwd=None, answer=""):
     """Run the command line as a user would."""
     environment = dict(os.environ)
     if outputs:
@@ -18,6 +20,7 @@ def lever(*arguments, outputs=None, module="lever_lib", cwd=None):
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
+        input=answer,
         env=environment,
         cwd=cwd or outputs or ROOT,
         check=False,
@@ -129,6 +132,12 @@ def test_view(built):
         (["optimum", "--spec", "8x8", "--seed", "1", "--setup", "coins"], ["'coins'", "path, gold, hazard, lever"]),
         (["decompose", "--file", "nowhere.txt"], ["nowhere.txt"]),
         (["view", "--spec", "smoke", "--setup", "gold-lever"], ["gold-lever"]),
+        (["search", "gold", "--spec", "smoke", "--save", "policy.pkl"], ["--save", "policy.pkl", ".npz"]),
+        (["search", "gold", "--spec", "smoke", "--save", "nowhere/policy.npz"], ["--save", "no such folder"]),
+        (["search", "gold", "--spec", "smoke", "--figure", "answer.doc"], ["--figure", ".png or .pdf"]),
+        (["verify", "--spec", "nope"], ["'nope'"]),
+        (["reset", "--yes"], ["--spec"]),
+        (["reset", "--spec", "../etc", "--yes"], ["'../etc'"]),
         (["dance"], ["dance"]),
     ],
 )
@@ -147,3 +156,95 @@ def test_a_damaged_manifest_is_one_line(built, tmp_path):
     (tmp_path / "smoke").mkdir()
     (tmp_path / "smoke" / "manifest.json").write_text('{"stages": []}')
     assert_refused(lever("search", "gold", "--spec", "smoke", outputs=tmp_path), "manifest.json")
+
+
+@pytest.fixture
+def copied(built, tmp_path):
+    """A run to harm."""
+    shutil.copytree(built / "smoke", tmp_path / "smoke")
+    return tmp_path
+
+
+def test_search_saves_the_policy_and_draws_it(built, tmp_path):
+    saved, drawn = tmp_path / "policy.npz", tmp_path / "answer.png"
+    arguments = ["search", "gold and the lever", "--spec", "smoke", "--save", str(saved), "--figure", str(drawn)]
+    answer = json.loads(lever(*arguments, "--json", outputs=built).stdout)
+    recipe = load_policy(saved)
+    outcome = recipe.outcome()
+    assert outcome.return_ == answer["return"]
+    assert [list(divmod(int(cell), recipe.layout.size)) for cell in outcome.cells] == answer["path"]
+    assert list(recipe.policy_ids) == answer["policies"]
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.png", "policy.npz"]
+
+
+def test_show_all_and_filter_energy(built):
+    arguments = ["search", "gold", "--spec", "smoke", "--strategy", "targeted", "--show-all", "--json"]
+    plain = json.loads(lever(*arguments, outputs=built).stdout)["sub_queries"][0]["candidates"]
+    thrifty = json.loads(lever(*arguments, "--filter-energy", outputs=built).stdout)
+    candidates = thrifty["sub_queries"][0]["candidates"]
+    joules = [candidate["energy_joules"] for candidate in candidates]
+    assert joules == sorted(joules)
+    assert {candidate["energy_label"] for candidate in plain} <= {"measured", "estimated"}
+    assert {"description", "episodes", "source", "train_seconds", "q_table_shape"} <= set(plain[0])
+    assert thrifty["policies"] == [candidates[0]["policy_id"]], "the choice follows"
+    words = lever("search", "gold", "--spec", "smoke", "--show-all", outputs=built).stdout
+    assert "Collect as much gold as possible" in words
+    assert "36 x 4" in words
+
+
+def test_verify_finds_what_is_wrong_and_names_it(copied):
+    assert lever("verify", outputs=copied).returncode == 0
+    assert "smoke: library: whole" in lever("verify", "--spec", "smoke", outputs=copied).stdout
+    (copied / "smoke" / "library" / "visits.npy").write_bytes(b"broken")
+    (copied / "smoke" / "pi2vec" / "embeddings.npy").unlink()
+    result = lever("verify", "--spec", "smoke", outputs=copied)
+    assert result.returncode == 1
+    assert "library/visits.npy is damaged" in result.stdout
+    assert "pi2vec/embeddings.npy is missing" in result.stdout
+    report = json.loads(lever("verify", "--json", outputs=copied).stdout)["smoke"]
+    assert len(report["library"]["damaged"]) == 1
+    assert report["search"] == {"built": True, "missing": [], "damaged": []}
+
+
+def test_verify_knows_a_fresh_clone_from_a_loss(copied):
+    for stage in ("library", "pi2vec", "regressor", "search"):
+        shutil.rmtree(copied / "smoke" / stage)
+    result = lever("verify", outputs=copied)
+    assert result.returncode == 0, result.stdout
+    assert "library: not built" in result.stdout
+    assert "composition: whole" in result.stdout
+    (copied / "smoke" / "composition" / "results.csv").unlink()
+    result = lever("verify", outputs=copied)
+    assert result.returncode == 1
+    assert "composition/results.csv is missing" in result.stdout
+
+
+def test_verify_of_nothing_and_of_a_broken_or_lost_manifest(copied, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    result = lever("verify", outputs=empty)
+    assert (result.returncode, result.stderr) == (0, "")
+    manifest = copied / "smoke" / "manifest.json"
+    manifest.write_text("{")
+    broken = lever("verify", outputs=copied)
+    assert broken.returncode == 1
+    assert "manifest.json is damaged" in broken.stdout
+    manifest.unlink()
+    assert "manifest.json is missing" in lever("verify", "--spec", "smoke", outputs=copied).stdout
+
+
+def test_reset_asks_and_keeps_studies(copied):
+    study = copied / "smoke" / "study"
+    study.mkdir()
+    (study / "long.csv").write_text("hours\n")
+    (copied / "other").mkdir()
+    assert_refused(lever("reset", "--spec", "smoke", outputs=copied), "--yes")
+    assert "nothing was deleted" in lever("reset", "--spec", "smoke", outputs=copied, answer="n\n").stdout
+    assert (copied / "smoke" / "manifest.json").is_file()
+    assert lever("reset", "--spec", "smoke", outputs=copied, answer="y\n").returncode == 0
+    assert [path.name for path in (copied / "smoke").iterdir()] == ["study"]
+    assert (copied / "other").is_dir()
+    shutil.rmtree(study)
+    assert json.loads(lever("reset", "--spec", "smoke", "--yes", "--json", outputs=copied).stdout)["deleted"]
+    assert not (copied / "smoke").exists()
+    assert "not there" in lever("reset", "--spec", "smoke", "--yes", outputs=copied).stdout
