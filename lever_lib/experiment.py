@@ -13,7 +13,7 @@ import pandas as pd
 from lever_lib import index, pi2vec, regressor
 from lever_lib import library as library_stage
 from lever_lib.artifacts import Outputs, Stage
-from lever_lib.composition import METHODS, Pool
+from lever_lib.composition import METHODS, Method, Pool
 from lever_lib.decompose import decompose
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
@@ -100,6 +100,8 @@ class ExperimentJob:
         legacy_gold_exit: exit rule.
         alpha: step size of training.
         top_k: of `hybrid`.
+        methods: composition methods to try; they travel with the job, so that one registered in a notebook is known
+            wherever the job runs.
         asked: the questions.
     """
 
@@ -114,6 +116,7 @@ class ExperimentJob:
     legacy_gold_exit: bool
     alpha: float
     top_k: int
+    methods: tuple[Method, ...]
     asked: list[Asked]
 
 
@@ -189,6 +192,7 @@ def _experiment_job(retriever: Retriever, name: str, seed: str, plans: list[_Que
         legacy_gold_exit=library.params.grid.legacy_gold_exit,
         alpha=library.params.sarsa.alpha,
         top_k=library.params.search.top_k,
+        methods=tuple(METHODS.values()),
         asked=[_ask(retriever, plan, Scope(seed, name, ()), policies, local) for plan in plans],
     )
 
@@ -217,6 +221,7 @@ def _ask(retriever: Retriever, plan: _QueryPlan, scope: Scope, policies: pd.Data
 
 def run_job(job: ExperimentJob) -> list[dict]:
     """Answer every question of a job with every strategy and method; one dictionary per row of the tables."""
+    METHODS.update({method.name: method for method in job.methods})
     list(_answer(job, job.asked[0]))  # warm: compiled kernels are loaded before anything is timed
     return [row for asked in job.asked for row in _answer(job, asked)]
 
@@ -230,7 +235,7 @@ def _answer(job: ExperimentJob, asked: Asked) -> Iterator[dict]:
     for strategy in STRATEGIES:
         combos = combinations(strategy, asked.candidates, job.top_k, asked.everything)
         searched = strategy != "library"
-        for method in METHODS.values():
+        for method in job.methods:
             # A pool of its own: nothing that another row computed may shorten the time of this one.
             choice = choose(pool.fresh(), method, combos, job.embedder, job.predictor)
             found = evaluate(choice.policy, layout, system)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lever_lib import load_policy
+from lever_lib.__main__ import main
 from lever_lib.artifacts import ROOT
 from lever_lib.experiment import load_results
 
@@ -31,6 +32,18 @@ def lever(*arguments, outputs=None, module="lever_lib", cwd=None, answer=""):
 @pytest.fixture(scope="module")
 def built(smoke, smoke_outputs):
     return smoke_outputs.folder.parent
+
+
+@pytest.fixture
+def said(built, monkeypatch, capsys):
+    """What a command that goes well prints; in this process, because loading the encoder takes seconds."""
+
+    def run(*arguments):
+        monkeypatch.setenv("LEVER_OUTPUTS", str(built))
+        assert main(list(arguments)) == 0
+        return capsys.readouterr().out
+
+    return run
 
 
 def assert_refused(result, *parts):
@@ -81,14 +94,11 @@ def test_search_answers_in_words_and_in_json(built):
     assert "[S]" in words.stdout
 
 
-def test_search_agrees_with_the_experiment(built, smoke_outputs):
+def test_search_agrees_with_the_experiment(said, smoke_outputs):
     """The same question, asked from the command line and in the results table, has the same answer."""
     text = "Find the fastest exit and collect as much gold as possible"
-    result = lever(
-        "search", text, "--spec", "smoke", "--seed", "1", "--library", "X1", "--strategy", "exhaustive",
-        "--method", "qsum", "--json", outputs=built,
-    )  # fmt: skip
-    answer = json.loads(result.stdout)
+    which = ["--spec", "smoke", "--seed", "1", "--library", "X1", "--strategy", "exhaustive", "--method", "qsum"]
+    answer = json.loads(said("search", text, *which, "--json"))
     results = load_results(smoke_outputs)[0]
     row = results.query(
         "query == @text and seed == '0001' and library == 'X1' and strategy == 'exhaustive' and method == 'qsum'"
@@ -98,9 +108,8 @@ def test_search_agrees_with_the_experiment(built, smoke_outputs):
     assert answer["predicted_return"] == pytest.approx(row["predicted_return"])
 
 
-def test_search_without_decomposition(built):
-    result = lever("search", "collect gold", "--spec", "smoke", "--no-decompose", "--json", outputs=built)
-    answer = json.loads(result.stdout)
+def test_search_without_decomposition(said):
+    answer = json.loads(said("search", "collect gold", "--spec", "smoke", "--no-decompose", "--json"))
     assert [part["query"] for part in answer["sub_queries"]] == ["collect gold"]
     assert answer["setup"] == "gold"
 
@@ -165,10 +174,10 @@ def copied(built, tmp_path):
     return tmp_path
 
 
-def test_search_saves_the_policy_and_draws_it(built, tmp_path):
+def test_search_saves_the_policy_and_draws_it(said, tmp_path):
     saved, drawn = tmp_path / "policy.npz", tmp_path / "answer.png"
     arguments = ["search", "gold and the lever", "--spec", "smoke", "--save", str(saved), "--figure", str(drawn)]
-    answer = json.loads(lever(*arguments, "--json", outputs=built).stdout)
+    answer = json.loads(said(*arguments, "--json"))
     recipe = load_policy(saved)
     outcome = recipe.outcome()
     assert outcome.return_ == answer["return"]
@@ -178,17 +187,17 @@ def test_search_saves_the_policy_and_draws_it(built, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.png", "policy.npz"]
 
 
-def test_show_all_and_filter_energy(built):
+def test_show_all_and_filter_energy(said):
     arguments = ["search", "gold", "--spec", "smoke", "--strategy", "targeted", "--show-all", "--json"]
-    plain = json.loads(lever(*arguments, outputs=built).stdout)["sub_queries"][0]["candidates"]
-    thrifty = json.loads(lever(*arguments, "--filter-energy", outputs=built).stdout)
+    plain = json.loads(said(*arguments))["sub_queries"][0]["candidates"]
+    thrifty = json.loads(said(*arguments, "--filter-energy"))
     candidates = thrifty["sub_queries"][0]["candidates"]
     joules = [candidate["energy_joules"] for candidate in candidates]
     assert joules == sorted(joules)
     assert {candidate["energy_label"] for candidate in plain} <= {"measured", "estimated"}
     assert {"description", "episodes", "source", "train_seconds", "q_table_shape"} <= set(plain[0])
     assert thrifty["policies"] == [candidates[0]["policy_id"]], "the choice follows"
-    words = lever("search", "gold", "--spec", "smoke", "--show-all", outputs=built).stdout
+    words = said("search", "gold", "--spec", "smoke", "--show-all")
     assert "Collect as much gold as possible" in words
     assert "36 x 4" in words
 

@@ -1,0 +1,297 @@
+"""What the README promises to people who add something of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+
+from lever_lib import composition, load_policy
+from lever_lib.api import OpenLibrary
+from lever_lib.artifacts import ROOT, Outputs
+from lever_lib.composition import register
+from lever_lib.envs.gridworld import layout_from_text
+from lever_lib.errors import LeverError
+from lever_lib.experiment import experiment_jobs, run_job
+from lever_lib.jobs import run_jobs
+from lever_lib.params import PARAMS_FOLDER, Execution, load_params
+from lever_lib.planning import plan
+from lever_lib.policies.base import CellPolicy, PolicyRecord, greedy_actions
+from lever_lib.rollout import evaluate
+from tests.conftest import build_everything
+
+MAP = """
+S . G . . .
+. # . . x .
+. . L . . .
+G . . # . .
+. x . . G .
+. . . . . E
+"""
+
+
+@pytest.fixture(scope="module")
+def opened(smoke, smoke_params):
+    return OpenLibrary(smoke_params, smoke)
+
+
+def best_q_table(opened, setup, seed):
+    """A Q-table that acts by the exact optimum's path."""
+    layout = opened.library.layout(seed)
+    rewards = layout.rewards(opened.library.system(setup))
+    best = plan(layout.transitions, rewards)
+    outcome = evaluate(best, layout, opened.library.system(setup))
+    q_table = np.zeros((layout.cells.size, 4))
+    q_table[outcome.cells[:-1], outcome.actions] = 1.0
+    return q_table, outcome
+
+
+def test_a_new_grid_size_is_a_file_dropped_in(monkeypatch, tmp_path):
+    text = (PARAMS_FOLDER / "smoke.yaml").read_text().replace("size: 6", "size: 12").replace("workers: 2", "workers: 1")
+    (tmp_path / "12x12.yaml").write_text(text)
+    monkeypatch.setattr("lever_lib.params.PARAMS_FOLDER", tmp_path)
+    params = load_params("12x12")
+    assert params.grid.size == 12
+    retriever = build_everything(params, Outputs("12x12", params, tmp_path / "outputs"))
+    answer = OpenLibrary(params, retriever).ask("fast exit with gold")
+    assert answer.layout.cells.shape == (12, 12)
+    assert answer.return_ <= answer.optimum
+    env = gymnasium.make("lever/GridWorld-v0", spec="12x12")
+    assert env.observation_space.shape == (12, 12)
+
+
+# Runs in a process of its own, in which the reward table has one entry more than in the file.
+WITH_ENTRY = """
+import importlib.util, sys
+import lever_lib
+spec = importlib.util.find_spec("lever_lib.envs.rewards")
+table = "COMPONENTS: dict[str, Component] = {"
+text = open(spec.origin).read()
+assert table in text
+entry = '"stroll": Component("Take a long walk before the exit.", {"step": 2.0, "exit": 10.0}, words="stroll|walk"),'
+module = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = module
+exec(compile(text.replace(table, table + entry), spec.origin, "exec"), module.__dict__)
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from lever_lib.api import OpenLibrary
+from lever_lib.artifacts import Outputs
+from lever_lib.params import Execution, load_params
+from tests.conftest import build_everything
+
+params = replace(load_params("smoke"), execution=Execution(workers=1))
+opened = OpenLibrary(params, build_everything(params, Outputs("smoke", params, Path(sys.argv[1]))))
+answer = opened.ask("a walk with gold", method="exnonzero")
+policies = opened.library.policies.query("setup == 'stroll'")
+print(json.dumps({
+    "objectives": answer.objectives, "setup": answer.setup, "return": answer.return_, "optimum": answer.optimum,
+    "policies": len(policies), "good": bool((policies["return"] > 10).any()), "steps": len(answer.cells) - 1,
+    "sub_queries": answer.sub_queries,
+}))
+"""
+
+
+def test_a_reward_component_is_one_table_entry(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", WITH_ENTRY, str(tmp_path)],
+        capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), check=False, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout.splitlines()[-1])
+    assert answer["objectives"] == ["stroll", "gold"]
+    assert answer["setup"] == "stroll-gold"
+    assert "Take a long walk before the exit." in answer["sub_queries"]
+    assert answer["policies"] == 3 * 2 * 5, "layouts x budgets x snapshots"
+    assert answer["good"], "its policies earn by walking"
+    assert answer["return"] == pytest.approx(answer["optimum"])
+    assert answer["steps"] == 10, "the longest way through a 6 x 6 grid"
+
+
+@pytest.fixture
+def average():
+    """A method of somebody's own, gone again afterwards."""
+
+    @register("average", rung=0)
+    def average(view):
+        return CellPolicy(greedy_actions(view.q_tables.mean(axis=0)))
+
+    yield "average"
+    del composition.METHODS["average"]
+
+
+def test_a_composition_method_is_one_registered_function(opened, average):
+    mine = opened.ask("fast exit with gold", method=average, strategy="targeted")
+    same = opened.ask("fast exit with gold", method="qsum", strategy="targeted")
+    assert mine.return_ == same.return_, "the mean acts like the sum"
+    assert mine.recipe.method == "average"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_experiment_takes_a_registered_method_along(opened, average, workers):
+    jobs = experiment_jobs(opened.retriever)[:2]
+    rows = [row for part in run_jobs(run_job, jobs, Execution(workers=workers), "test", threads=False) for row in part]
+    methods = {row["method"] for row in rows}
+    assert methods == {"qsum", "gpi", "exnonzero", "average"}
+    by_key = {(row["seed"], row["library"], row["setup"], row["strategy"], row["query_class"], row["method"]): row
+              for row in rows}  # fmt: skip
+    for (*key, method), row in by_key.items():
+        if method == "average" and row["strategy"] == "targeted":
+            assert row["return"] == by_key[*key, "qsum"]["return"]
+        assert row["composition_regret"] >= -1e-9, "what a registered method does belongs to the support"
+
+
+def test_a_layout_of_your_own_joins_a_library(opened):
+    mine = opened.with_layout("mine", MAP)
+    assert "mine" not in opened.library.layouts
+    assert len(mine.library.policies) == len(opened.library.policies) + 8 * 2 * 5
+    answer = mine.ask("fast exit with gold", seed="mine")
+    assert answer.layout.name == "mine"
+    assert 0 < answer.return_ <= answer.optimum
+    assert set(answer.policy_ids) <= set(mine.library.policies.query("seed == 'mine'")["policy_id"])
+    assert mine.ask("gold", seed=1).return_ == opened.ask("gold", seed=1).return_, "old layouts answer as before"
+    again = opened.with_layout("mine", MAP)
+    assert again.ask("fast exit with gold", seed="mine").policy_ids == answer.policy_ids
+    assert np.array_equal(again.retriever.embeddings.embeddings, mine.retriever.embeddings.embeddings)
+
+
+@pytest.mark.parametrize(
+    ("name", "drawing", "part"),
+    [
+        ("0007", MAP, "not a number"),
+        ("", MAP, "must be new"),
+        ("mine", "S .\n. E", "2 x 2"),
+        ("mine", MAP.replace("G", "?"), "unknown symbol"),
+        ("mine", MAP.replace("E", "."), "exit"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(opened, name, drawing, part):
+    with pytest.raises(LeverError, match=part):
+        opened.with_layout(name, drawing)
+
+
+def test_a_q_table_of_your_own_joins_a_library_and_is_found(opened):
+    q_table, outcome = best_q_table(opened, "path-gold", 1)
+    mine = opened.with_policy("tuned", q_table, setup="gold", seed=1, description="Dance from coin to coin.")
+    row = mine.library.policies.query("policy_id == 'tuned'").iloc[0]
+    assert (row["source"], row["seed"], row["stuck"]) == ("own", "0001", False)
+    assert (
+        row["return"]
+        == evaluate(
+            CellPolicy(greedy_actions(q_table)), opened.library.layout(1), opened.library.system("gold")
+        ).return_
+    )
+    found = mine.ask("Dance from coin to coin.", seed=1, how="none").candidates[0]
+    assert found["policy_id"].iloc[0] == "tuned"
+    assert found["cosine"].iloc[0] == pytest.approx(1.0, abs=1e-5)
+    everything = mine.ask("fast exit with gold", seed=1, strategy="library")
+    assert "tuned" in everything.policy_ids
+    assert everything.return_ == pytest.approx(outcome.return_), "gpi is never below its best member"
+    assert "tuned" not in mine.ask("fast exit with gold", seed=2, strategy="library").policy_ids
+
+
+def test_missing_energy_comes_last_and_never_crashes(opened):
+    q_table, _ = best_q_table(opened, "gold", 1)
+    sentence = "Collect as much gold as possible before exiting."
+    mine = opened.with_policy("unmetered", q_table, setup="gold", seed=1)
+    for wanted in (True, False):
+        table = mine.ask(sentence, seed=1, how="none", top_k=40, filter_energy=wanted).candidates[0]
+        tied = table[table["cosine"] > 0.9999]
+        assert "unmetered" in set(tied["policy_id"])
+        if wanted:
+            assert tied["policy_id"].iloc[-1] == "unmetered"
+            assert tied["energy_label"].iloc[-1] == "unknown"
+            assert tied["energy_joules"].iloc[:-1].is_monotonic_increasing
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"q_table": np.zeros((36, 3))}, r"q_table: must be numbers of shape \(36, 4\)"),
+        ({"q_table": "text"}, "q_table"),
+        ({"q_table": np.full((36, 4), np.nan)}, "finite"),
+        ({"visits": np.full((36, 4), -1)}, "visits .* negative"),
+        ({"policy_id": "X1-0000-path-20"}, "must be new"),
+        ({"setup": "coins"}, "'coins'"),
+        ({"seed": 77}, "seed 77"),
+        ({"library": "X99"}, "X99"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused(opened, change, part):
+    settings = {"policy_id": "mine", "q_table": np.zeros((36, 4)), "setup": "gold", "seed": 1} | change
+    with pytest.raises(LeverError, match=part):
+        opened.with_policy(**settings)
+
+
+def record_of_another_source(donor, row, q_table):
+    return PolicyRecord(
+        policy_id=f"other-{row.policy_id}", source="other", setup=row.setup, library=row.library, seed=row.seed,
+        snapshot=row.snapshot, episodes=row.episodes, description=row.description, q_table=q_table,
+        visits=donor.library.visits[row.Index], episode=donor.library.episodes[row.Index], train_seconds=1.0,
+    )  # fmt: skip
+
+
+def test_records_of_another_source_may_cover_some_objectives_only(opened):
+    """A source that trains two objectives on a world of its own is a library like any other."""
+    layout = layout_from_text(MAP, "elsewhere")
+    donor = opened.with_layout("elsewhere", MAP)
+    rows = donor.library.policies.query("seed == 'elsewhere' and setup in ['path', 'gold'] and library == 'X5'")
+    q_tables = donor.library.q_tables
+    records = [record_of_another_source(donor, row, q_tables[row.Index]) for row in rows.itertuples()]
+    few = opened.with_records(records, [layout])
+    answer = few.ask("fast exit with gold", seed="elsewhere", library="X5")
+    assert answer.return_ <= answer.optimum
+    with pytest.raises(LeverError, match="Activate the lever .* no policy has a cosine"):
+        few.ask("pull the lever", seed="elsewhere", library="X5")
+
+
+def test_the_answer_is_drawn_and_saved(opened, tmp_path):
+    answer = opened.ask("gold and the lever, avoid traps", seed=2, method="exnonzero")
+    figure = answer.plot()
+    assert "gold-hazard-lever on layout 0002" in figure.axes[0].get_title()
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert any("optimum" in label for label in labels)
+    assert any("exnonzero" in label for label in labels)
+    for method in ("qsum", "gpi", "exnonzero"):
+        answer = opened.ask("gold and the lever, avoid traps", seed=2, method=method)
+        answer.save(tmp_path / "policy.npz")
+        recipe = load_policy(tmp_path / "policy.npz")
+        assert recipe.policy_ids == answer.policy_ids
+        assert recipe.outcome().cells.tolist() == answer.cells.tolist()
+        assert recipe.outcome().return_ == answer.return_
+
+
+@pytest.mark.parametrize("harm", ["absent", "text", "empty", "other", "short", "method", "objects"])
+def test_a_file_that_is_no_policy_is_refused(opened, tmp_path, harm):
+    path = tmp_path / "policy.npz"
+    opened.ask("gold", seed=2).save(path)
+    with np.load(path) as stored:
+        parts = dict(stored)
+    if harm == "absent":
+        path.unlink()
+    elif harm == "text":
+        path.write_text("no numbers")
+    elif harm == "empty":
+        path.write_bytes(b"")
+    elif harm == "other":
+        np.savez(path, a=1)
+    else:
+        changed = {
+            "short": ("q_tables", np.zeros((1, 9, 4))),
+            "method": ("method", "magic"),
+            "objects": ("alpha", None),
+        }
+        name, value = changed[harm]
+        np.savez(path, **parts | {name: np.array(value, dtype=object) if harm == "objects" else value})
+    with pytest.raises(LeverError, match=r"policy\.npz"):
+        load_policy(path)
+
+
+def test_a_policy_that_cannot_be_written_leaves_nothing(opened, tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        opened.ask("gold").save(tmp_path / "nowhere" / "policy.npz")
+    assert list(tmp_path.iterdir()) == []
