@@ -141,7 +141,17 @@ def load_results(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises:
         MissingArtifactError: if they are absent, damaged or out of date.
     """
-    folder = outputs.require(STAGE)
+    outputs.require(STAGE)
+    return read_results(outputs)
+
+
+def read_results(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Results and timings on disk, whatever became of the library they are about.
+
+    Raises:
+        MissingArtifactError: if they are absent or damaged.
+    """
+    folder = outputs.require_files(STAGE)
     text = dict.fromkeys(KEY_COLUMNS, str)
     results, timings = (pd.read_csv(folder / name, dtype=text, keep_default_na=False) for name in STAGE.files)
     return results, timings

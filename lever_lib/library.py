@@ -21,7 +21,7 @@ from lever_lib.params import Params, gold_slots, snapshot_episodes
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy, Episode, PolicyRecord, greedy_actions
 from lever_lib.policies.tabular import CurvePoint, TrainingJob, train
-from lever_lib.rollout import evaluate, event_counts, returns, start_state
+from lever_lib.rollout import Outcome, evaluate, event_counts, returns, start_state
 
 Run = tuple[list[PolicyRecord], list[CurvePoint]]
 
@@ -105,6 +105,11 @@ class Library:
             start = start_state(layout)
             counts.append(event_counts(layout, start, CellPolicy(actions).paths(layout, start)))
         return np.concatenate(counts)
+
+    def greedy_episode(self, row: int) -> Outcome:
+        """What a policy does from the start of its layout, paid under its own reward system."""
+        policy = self.policies.iloc[row]
+        return evaluate(CellPolicy(self.actions[row]), self.layouts[policy["seed"]], self.system(policy["setup"]))
 
     @cached_property
     def returns(self) -> np.ndarray:

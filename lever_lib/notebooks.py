@@ -17,7 +17,7 @@ from typing import Any
 
 import nbformat
 
-from lever_lib import experiment, index, library, pi2vec, regressor
+from lever_lib import experiment, index, library, pi2vec, regressor, report
 from lever_lib.artifacts import ROOT, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError, exit_code
@@ -25,7 +25,8 @@ from lever_lib.params import load_params, resolved
 
 FOLDER = ROOT / "notebooks"
 STAGES: dict[str, Stage] = {
-    stage.notebook: stage for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE, experiment.STAGE)
+    stage.notebook: stage
+    for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE, experiment.STAGE, report.STAGE)
 }
 
 

@@ -1,6 +1,7 @@
 """Figures. Tables and arrays in, matplotlib figures out; nothing here computes a result.
 
-Colours come from a palette that colour-blind readers can tell apart, and never carry meaning alone.
+Colours come from a palette that colour-blind readers can tell apart, and never carry meaning alone. Figures are narrow
+and their legends stand below, so that a phone shows them at a readable size.
 """
 
 from __future__ import annotations
@@ -13,27 +14,32 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.colors import ListedColormap
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lever_lib.artifacts import Outputs
+from lever_lib.looks import GRID_LINE, LOOKS
 
 PALETTE = sns.color_palette("colorblind")
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "h", "<"]
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": "medium",
+    "font.size": 10.5,
 }
-# Cell codes with a look of their own: name, fill, letter.
-_CELLS = {
-    1: ("gold", "#f0e442", "G"),
-    2: ("lever", "#56b4e9", "L"),
-    5: ("start", "#ffffff", "S"),
-    10: ("exit", "#009e73", "E"),
-    -1: ("block", "#4d4d4d", ""),
-    -2: ("hazard", "#d55e00", "x"),
+WIDTH = 5.6  # inches
+_PATH_LINES = ["-", (0, (4, 2)), "-.", ":"]
+# How matplotlib calls the shapes of `looks`: marker, share of a cell, filled.
+_SHAPES = {
+    "diamond": ("D", 0.42, True),
+    "triangle": ("^", 0.55, True),
+    "cross": ("X", 0.55, True),
+    "full": ("s", 0.9, True),
+    "frame": ("s", 0.62, False),
 }
 
 
@@ -76,44 +82,136 @@ def layout_paths(cells: np.ndarray, paths: dict[str, np.ndarray], title: str) ->
         paths: cells of each path by its label, int (T + 1,).
         title: above the figure.
     """
-    size = len(cells)
-    figure, axes = plt.subplots(figsize=(6.6, 4.6), layout="constrained")
-    codes = list(_CELLS)
-    image = np.zeros(cells.shape, dtype=int)
-    for index, code in enumerate(codes, start=1):
-        image[cells == code] = index
-    colours = ListedColormap(["#f5f5f5", *(look[1] for look in _CELLS.values())])
-    axes.imshow(image, cmap=colours, vmin=0, vmax=len(codes))
-    for (row, column), code in np.ndenumerate(cells):
-        if code in _CELLS:
-            axes.text(column, row, _CELLS[code][2], ha="center", va="center", fontsize=min(9, 90 / size))
-    shift = np.linspace(-0.18, 0.18, len(paths)) if len(paths) > 1 else [0.0]
-    for (label, path), offset, colour, dash in zip(paths.items(), shift, PALETTE, ["-", "--", "-.", ":"], strict=False):
-        rows, columns = np.divmod(path, size)
-        axes.plot(columns + offset, rows + offset, dash, color=colour, marker=".", label=label, linewidth=1.8)
-    axes.set(title=title, xticks=range(0, size, max(1, size // 8)), yticks=range(0, size, max(1, size // 8)))
-    axes.set(xlabel="column", ylabel="row")
-    figure.legend(loc="outside right center", frameon=False)
+    figure, axes = plt.subplots(figsize=(WIDTH, WIDTH), layout="constrained")
+    things = _draw_layout(axes, cells, WIDTH * 0.72)
+    lines = _draw_paths(axes, len(cells), list(paths.values()))
+    axes.set(title=title, xlabel="column", ylabel="row")
+    _legend_below(figure, [*lines, *things], [*paths, *(thing.get_label() for thing in things)])
     return figure
 
 
 @_styled
-def embedding_map(coordinates: np.ndarray, labels: pd.DataFrame, title: str) -> Figure:
-    """Policies as points in a plane.
+def layout_panels(cells: np.ndarray, panels: dict[str, list[np.ndarray]], labels: list[str], title: str) -> Figure:
+    """The same layout several times, each with paths of its own.
+
+    Args:
+        cells: cell codes, int (N, N).
+        panels: paths by the panel's title, each int (T + 1,).
+        labels: what the first, second ... path of every panel is.
+        title: above the figure.
+    """
+    rows = -(-len(panels) // 2)
+    figure, grid = plt.subplots(rows, 2, figsize=(WIDTH, 2.9 * rows + 0.9), layout="constrained", squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, paths) in zip(grid.flat, panels.items(), strict=False):
+        things = _draw_layout(axes, cells, 2.4)
+        lines = _draw_paths(axes, len(cells), paths)
+        axes.set(title=name, xticks=[], yticks=[])
+    figure.suptitle(title, fontsize="medium")
+    _legend_below(figure, [*lines, *things], [*labels, *(thing.get_label() for thing in things)])
+    return figure
+
+
+def _draw_layout(axes: Axes, cells: np.ndarray, inches: float) -> list[Line2D]:
+    """The things in a layout, on axes about `inches` wide; returns what a legend needs."""
+    size = len(cells)
+    cell = inches * 72 / size  # points
+    handles = []
+    for code, look in LOOKS.items():
+        rows, columns = np.nonzero(cells == code)
+        if len(rows) == 0:
+            continue
+        marker, share, filled = _SHAPES[look.shape]
+        fill = look.colour if filled else "none"
+        axes.scatter(columns, rows, (share * cell) ** 2, fill, marker, edgecolors=look.colour, linewidths=1.6, zorder=2)
+        handles.append(
+            Line2D([], [], color=look.colour, marker=marker, linestyle="", markerfacecolor=fill, label=look.name)
+        )
+    ticks = range(0, size, max(1, size // 8))
+    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal", xticks=ticks, yticks=ticks)
+    for line in np.arange(size + 1) - 0.5:
+        axes.axhline(line, color=GRID_LINE, linewidth=0.5, zorder=0)
+        axes.axvline(line, color=GRID_LINE, linewidth=0.5, zorder=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0)
+    return handles
+
+
+def _draw_paths(axes: Axes, size: int, paths: list[np.ndarray]) -> list[Line2D]:
+    """Paths side by side, so that none hides another; returns what a legend needs."""
+    shifts = np.linspace(-0.14, 0.14, len(paths)) if len(paths) > 1 else [0.0]
+    handles = []
+    for path, shift, colour, dash in zip(paths, shifts, _path_colours(), _PATH_LINES, strict=False):
+        rows, columns = np.divmod(path, size)
+        handles += axes.plot(
+            columns + shift, rows + shift, linestyle=dash, color=colour, marker="o", markersize=3.5, zorder=3, alpha=0.9
+        )
+    return handles
+
+
+def _path_colours() -> list[str]:
+    """Of paths: black and purple first, which no thing in a layout has."""
+    return ["#000000", "#cc79a7", "#56b4e9", "#8c564b"]
+
+
+def _legend_below(figure: Figure, handles: list[Line2D], labels: list[str], columns: int = 3) -> None:
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small", columnspacing=1.2
+    )
+
+
+@_styled
+def learning_curves(curves: pd.DataFrame, optima: dict[str, float], title: str) -> Figure:
+    """Return of the greedy policy while it learns, one panel per reward system, against the exact optimum.
+
+    Args:
+        curves: columns `setup, library, episodes, greedy_return, greedy_stuck`, of one layout.
+        optima: best possible return by set-up.
+        title: above the figure.
+    """
+    rows = -(-len(optima) // 2)
+    figure, grid = plt.subplots(rows, 2, figsize=(WIDTH, 1.75 * rows + 0.8), sharex=True, layout="constrained")
+    lines: dict[str, Line2D] = {}
+    for axes, (setup, best) in zip(grid.flat, optima.items(), strict=False):
+        lines["optimum"] = axes.axhline(best, color="black", linewidth=1, linestyle=":")
+        mine = curves[curves["setup"] == setup]
+        for (library, curve), colour in zip(mine.groupby("library", sort=False), PALETTE, strict=False):
+            [lines[str(library)]] = axes.plot("episodes", "greedy_return", data=curve, color=colour, linewidth=1.2)
+            stuck = curve[curve["greedy_stuck"]]
+            [lines["stuck"]] = axes.plot(
+                stuck["episodes"], stuck["greedy_return"], "x", color="#d55e00", markersize=5, zorder=3
+            )
+        axes.set(xscale="log")
+        axes.set_title(setup, fontsize="small")
+        axes.tick_params(labelsize="small")
+    for axes in grid.flat[len(optima) :]:
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize="medium")
+    figure.supxlabel("episodes", fontsize="small")
+    figure.supylabel("return of the greedy policy", fontsize="small")
+    _legend_below(figure, list(lines.values()), list(lines), columns=5)
+    return figure
+
+
+@_styled
+def embedding_map(coordinates: np.ndarray, setups: pd.Series, title: str) -> Figure:
+    """Policies as points in a plane, coloured by what they were trained for.
 
     Args:
         coordinates: float (P, 2).
-        labels: columns `setup` and `stuck`, (P,).
+        setups: reward system of each policy, (P,).
         title: above the figure.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    data = labels.assign(x=coordinates[:, 0], y=coordinates[:, 1])
-    sns.scatterplot(
-        data, x="x", y="y", hue="setup", style="setup", palette="colorblind", s=45, alpha=0.85, linewidth=0, ax=axes
-    )
+    figure, axes = plt.subplots(figsize=(WIDTH, 5.4), layout="constrained")
+    handles = []
+    for index, setup in enumerate(setups.unique()):
+        points = coordinates[(setups == setup).to_numpy()]
+        marker, colour = MARKERS[index % len(MARKERS)], PALETTE[index % len(PALETTE)]
+        handles += axes.plot(*points.T, marker, color=colour, markersize=6, alpha=0.75, markeredgewidth=0, label=setup)
     axes.set(title=title, xlabel="first principal component", ylabel="second principal component")
-    axes.get_legend().remove()
-    figure.legend(loc="outside right center", frameon=False, title="trained for")
+    _legend_below(figure, handles, list(setups.unique()), columns=2)
     return figure
 
 
@@ -125,64 +223,124 @@ def predicted_against_true(predictions: pd.DataFrame, title: str) -> Figure:
         predictions: columns `return`, `predicted`, `stuck`.
         title: above the figure.
     """
-    figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
-    named = predictions.assign(policy=np.where(predictions["stuck"], "stuck", "reaches an end"))
-    sns.scatterplot(
-        named,
-        x="return",
-        y="predicted",
-        hue="policy",
-        style="policy",
-        hue_order=["reaches an end", "stuck"],
-        style_order=["reaches an end", "stuck"],
-        palette=PALETTE[:2],
-        alpha=0.35,
-        s=16,
-        linewidth=0,
-        ax=axes,
-    )
+    figure, axes = plt.subplots(figsize=(WIDTH, 5.2), layout="constrained")
+    handles = []
+    looks = (("reaches an end", False, PALETTE[0], "o"), ("stuck", True, PALETTE[1], "^"))
+    for _, stuck, colour, marker in looks:
+        part = predictions[predictions["stuck"] == stuck]
+        handles += axes.plot(  # thousands of points: as a picture inside the PDF
+            part["return"], part["predicted"], marker, color=colour, alpha=0.3, markersize=4, markeredgewidth=0,
+            rasterized=True,
+        )  # fmt: skip
     bounds = [predictions[["return", "predicted"]].min().min(), predictions[["return", "predicted"]].max().max()]
-    axes.plot(bounds, bounds, color="black", linewidth=0.8, label="perfect")
+    handles += axes.plot(bounds, bounds, color="black", linewidth=0.8)
     axes.set(title=title, xlabel="true return", ylabel="predicted return (layout never seen)")
-    axes.legend(frameon=False)
+    _legend_below(figure, handles, [*(look[0] for look in looks), "prediction = truth"])
     return figure
 
 
 @_styled
 def cosine_table(cosines: pd.DataFrame, title: str) -> Figure:
-    """Cosines of queries (rows) with sentences (columns) as an annotated heat map."""
-    figure, axes = plt.subplots(figsize=(7.4, 0.5 * len(cosines) + 1.9), layout="constrained")
-    sns.heatmap(cosines, annot=True, fmt=".2f", vmin=0, vmax=1, cmap="cividis", cbar_kws={"label": "cosine"}, ax=axes)
-    axes.set(title=title, xlabel="", ylabel="")
-    plt.setp(axes.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+    """Cosines of questions with sentences, as numbers on colour.
+
+    Args:
+        cosines: rows are questions, columns what they are compared with.
+        title: above the figure.
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH + 0.6, 0.55 * len(cosines) + 2.2), layout="constrained")
+    sns.heatmap(
+        cosines, annot=True, fmt=".2f", vmin=0, vmax=1, cmap="cividis", annot_kws={"size": 8.5}, cbar=False, ax=axes
+    )
+    axes.set(xlabel="", ylabel="")
+    figure.suptitle(title, fontsize="medium")
+    plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor", size=9)
+    plt.setp(axes.get_yticklabels(), size=9)
     return figure
 
 
 @_styled
-def share_of_optimum(shares: pd.DataFrame, title: str) -> Figure:
-    """Share of the optimum by strategy and method: mean over layouts, 95 % bootstrap interval.
+def share_of_optimum(summary: pd.DataFrame, references: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Share of the optimum by strategy and method with intervals, and beside it the share of stuck policies.
 
     Args:
-        shares: columns `strategy`, `method`, `share`; one row per layout, strategy and method.
+        summary: columns `strategy, method, share, low, high, stuck_share`.
+        references: further shares of each strategy by name, columns `strategy, share`; drawn as a dash.
         title: above the figure.
     """
-    methods = shares["method"].unique()
-    figure, axes = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
-    sns.pointplot(
-        shares,
-        x="strategy",
-        y="share",
-        hue="method",
-        palette="colorblind",
-        markers=["o", "s", "^", "D", "v", "P", "X"][: len(methods)],
-        linestyles="none",
-        dodge=0.4 if len(methods) > 1 else False,
-        errorbar=("ci", 95),
-        seed=0,
-        ax=axes,
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH + 0.6, 4.4), layout="constrained", sharey=True, width_ratios=[3, 1.1]
     )
-    axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set(title=title, xlabel="strategy", ylabel="return / optimum")
-    axes.get_legend().remove()
-    figure.legend(loc="outside right center", frameon=False, title="method")
+    handles = _intervals(left, summary, "strategy", "share")
+    strategies, methods = summary["strategy"].unique(), summary["method"].unique()
+    for method, handle, offset in zip(methods, handles, _offsets(methods), strict=True):
+        stuck = summary[summary["method"] == method].set_index("strategy").loc[strategies, "stuck_share"]
+        places = np.arange(len(strategies)) + offset
+        right.barh(places, 100 * stuck, height=0.16, color=handle.get_color())
+        right.plot(np.zeros(len(places)), places, handle.get_marker(), color=handle.get_color(), markersize=4)
+    for rows, tick in zip(references.values(), ("|", "x"), strict=False):
+        shares = rows.set_index("strategy").loc[strategies, "share"]
+        left.plot(shares, np.arange(len(strategies)) + 0.42, tick, color="0.35", markersize=8)
+        handles.append(Line2D([], [], color="0.35", marker=tick, linestyle=""))
+    left.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    left.set(xlabel="return / optimum")
+    left.set_ylim(len(strategies) - 0.45, -0.5)
+    right.set(xlabel="stuck, % of rows", xlim=(0, max(5, 105 * summary["stuck_share"].max())))
+    figure.suptitle(title, fontsize="medium")
+    _legend_below(figure, handles, [*methods, *references])
     return figure
+
+
+@_styled
+def share_by_group(summary: pd.DataFrame, group: str, title: str) -> Figure:
+    """Share of the optimum of each method within groups, with intervals.
+
+    Args:
+        summary: columns `method, share, low, high` and `group`.
+        group: column whose values are the rows of the figure.
+        title: above the figure.
+    """
+    methods, rows = summary["method"].unique(), summary[group].nunique()
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.62 * rows + 1.7), layout="constrained")
+    handles = _intervals(axes, summary, group, "share")
+    axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    axes.set(title=title, xlabel="return / optimum")
+    _legend_below(figure, handles, list(methods))
+    return figure
+
+
+@_styled
+def seconds_of_a_query(summary: pd.DataFrame, title: str) -> Figure:
+    """Seconds from a question to a composed policy on a log axis, beside training from scratch.
+
+    Args:
+        summary: columns `strategy, method, seconds, low, high, scratch_seconds`.
+        title: above the figure.
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    handles = _intervals(axes, summary, "strategy", "seconds")
+    handles.append(axes.axvline(summary["scratch_seconds"].median(), color="0.35", linestyle="--", linewidth=1))
+    axes.set(xscale="log", xlabel="seconds (log axis)")
+    axes.set_title(title)
+    axes.grid(axis="x", color=GRID_LINE, linewidth=0.5)
+    _legend_below(figure, handles, [*summary["method"].unique(), "SARSA from scratch"], columns=2)
+    return figure
+
+
+def _intervals(axes: Axes, summary: pd.DataFrame, group: str, value: str) -> list[Line2D]:
+    """A row per group, in it a point with an interval (`low`, `high`) per method; returns what a legend needs."""
+    groups, methods = summary[group].unique(), summary["method"].unique()
+    handles = []
+    for method, offset, colour, marker in zip(methods, _offsets(methods), PALETTE, MARKERS, strict=False):
+        rows = summary[summary["method"] == method].set_index(group).loc[groups]
+        ends = np.nan_to_num(np.abs(np.stack([rows[value] - rows["low"], rows["high"] - rows[value]])))
+        places = np.arange(len(groups)) + offset
+        looks = {"fmt": marker, "color": colour, "markersize": 5.5, "capsize": 2.5, "elinewidth": 1.3}
+        axes.errorbar(rows[value], places, xerr=ends, zorder=3, **looks)
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle=""))
+    axes.set(yticks=range(len(groups)), yticklabels=groups, ylim=(len(groups) - 0.5, -0.5))
+    return handles
+
+
+def _offsets(methods: np.ndarray) -> np.ndarray:
+    """Where in its row a method stands."""
+    return np.linspace(-0.25, 0.25, len(methods)) if len(methods) > 1 else np.zeros(1)

@@ -245,7 +245,7 @@ def test_records_of_another_source_may_cover_some_objectives_only(opened):
     few = opened.with_records(records, [layout])
     answer = few.ask("fast exit with gold", seed="elsewhere", library="X5")
     assert answer.return_ <= answer.optimum
-    with pytest.raises(LeverError, match="Activate the lever .* no policy has a cosine"):
+    with pytest.raises(LeverError, match=r"Activate the lever .* no policy has a cosine"):
         few.ask("pull the lever", seed="elsewhere", library="X5")
 
 

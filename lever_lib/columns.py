@@ -1,0 +1,27 @@
+"""What the columns of every table mean: one dictionary, kept as a table beside the code."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pandas as pd
+
+from lever_lib.errors import LeverError
+
+
+def column_dictionary(table: str | None = None) -> pd.DataFrame:
+    """Columns `table, column, unit, meaning` of all tables, or of one.
+
+    Args:
+        table: path within `outputs/<spec>/`, e.g. `composition/results.csv`.
+
+    Raises:
+        LeverError: if there is no such table.
+    """
+    with files("lever_lib").joinpath("data/columns.csv").open(encoding="utf-8") as file:
+        known = pd.read_csv(file, keep_default_na=False)
+    if table is None:
+        return known
+    if table not in set(known["table"]):
+        raise LeverError(f"table {table!r}: must be one of {', '.join(known['table'].unique())}")
+    return known[known["table"] == table].drop(columns="table").set_index("column")

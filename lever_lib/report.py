@@ -1,0 +1,110 @@
+"""What a spec's results come to: summary tables for reading, and a table for LaTeX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lever_lib import experiment
+from lever_lib.artifacts import Outputs, Stage
+from lever_lib.seeding import stream
+from lever_lib.stats import LEVEL, seconds_summary, share_summary
+
+STAGE = Stage(
+    name="results",
+    notebook="06_results",
+    files=("shares.csv", "timings.csv", "table.tex"),
+    params=("root_seed",),
+    upstream=(experiment.STAGE,),
+    module="lever_lib.report",
+    from_published=True,
+)
+
+ALL = "all"  # a column that is not kept apart
+REFERENCES = {"best single": "best_single_return", "scratch": "scratch_return"}
+_GROUPS = ((), ("library",), ("query_class", "setup"))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The summary tables of a spec.
+
+    Attributes:
+        shares: share of the optimum with intervals and stuck share; `all` where a column is not kept apart.
+        seconds: of a query, by strategy and method.
+        latex: the overall shares as a LaTeX table.
+    """
+
+    shares: pd.DataFrame
+    seconds: pd.DataFrame
+    latex: str
+
+    def overall(self) -> pd.DataFrame:
+        """Shares over all libraries and queries."""
+        return self.shares.query("library == @ALL and query_class == @ALL").reset_index(drop=True)
+
+    def by(self, column: str) -> pd.DataFrame:
+        """Shares by `library`, or by `query` (class and set-up)."""
+        if column == "library":
+            return self.shares.query("library != @ALL").reset_index(drop=True)
+        rows = self.shares.query("query_class != @ALL").reset_index(drop=True)
+        return rows.assign(query=rows["query_class"] + "\n" + rows["setup"])
+
+
+def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
+    """Summarise a spec's results, whether they were computed here or came with the repository.
+
+    Raises:
+        MissingArtifactError: if there are no results.
+    """
+    outputs.adopt(experiment.STAGE)
+    if overwrite or not outputs.fresh(STAGE):
+        results, timings = experiment.read_results(outputs)
+        with outputs.writing(STAGE) as folder:
+            shares = _shares(results, outputs.params.root_seed)
+            shares.round(6).to_csv(folder / "shares.csv", index=False)
+            seconds_summary(timings).to_csv(folder / "timings.csv", index=False)
+            (folder / "table.tex").write_text(latex_table(shares, outputs.spec))
+    folder = outputs.require(STAGE)
+    shares, seconds = (pd.read_csv(folder / name, dtype={"library": str}) for name in STAGE.files[:2])
+    return Report(shares, seconds, (folder / "table.tex").read_text())
+
+
+def _shares(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
+    parts = []
+    for by in _GROUPS:
+        rng = stream(root_seed, "bootstrap", *by) if by else stream(root_seed, "bootstrap")
+        parts.append(share_summary(results, rng, by))
+        for name, column in REFERENCES.items():
+            # Neither depends on how policies were composed; the best single one does on which were chosen.
+            rows = results[results["method"] == "gpi"].assign(method=name)
+            parts.append(share_summary(rows, rng, by, column))
+    shares = pd.concat([part.assign(**{k: ALL for k in _KEYS if k not in part}) for part in parts], ignore_index=True)
+    return shares[[*_KEYS, *(column for column in shares if column not in _KEYS)]]
+
+
+_KEYS = ("library", "query_class", "setup")
+
+
+def latex_table(shares: pd.DataFrame, spec: str) -> str:
+    """The overall shares: a row per method, a column per strategy; needs the LaTeX package booktabs."""
+    rows = shares.query("library == @ALL and query_class == @ALL")
+    cells = rows.assign(
+        cell=[
+            f"{row.share:.3f} [{row.low:.3f}, {row.high:.3f}]"
+            + ("" if pd.isna(row.stuck_share) else f", {100 * row.stuck_share:.0f}\\%")
+            for row in rows.itertuples()
+        ]
+    )
+    table = cells.pivot_table(index="method", columns="strategy", values="cell", aggfunc="first", sort=False)
+    table.columns.name = table.index.name = None
+    return table.style.to_latex(
+        hrules=True,
+        caption=(
+            f"Return as share of the exact optimum, {spec}: mean over {rows['layouts'].max()} layouts, "
+            f"{100 * LEVEL:.0f}\\% bootstrap interval over layouts, share of policies that get stuck."
+        ),
+        label=f"tab:lever-{spec}",
+        position_float="centering",
+    )
