@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import files
 
 import pandas as pd
@@ -25,3 +26,32 @@ def column_dictionary(table: str | None = None) -> pd.DataFrame:
     if table not in set(known["table"]):
         raise LeverError(f"table {table!r}: must be one of {', '.join(known['table'].unique())}")
     return known[known["table"] == table].drop(columns="table").set_index("column")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A table of words, which notebooks show aligned to the left.
+
+    Attributes:
+        table: to show.
+    """
+
+    table: pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            html = self.table.to_html(border=0)
+        return html.replace("<td>", '<td style="text-align: left">').replace("<th>", '<th style="text-align: left">')
+
+    def __repr__(self) -> str:
+        return self.table.to_string()
+
+
+def explained(table: str, example: pd.Series) -> Text:
+    """The columns of a table with one row of it as an example.
+
+    Args:
+        table: as in `column_dictionary`.
+        example: a row of the table.
+    """
+    return Text(column_dictionary(table).assign(example=example)[["example", "meaning"]])

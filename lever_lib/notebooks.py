@@ -64,7 +64,7 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     draft, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
     _execute(path, draft, failed, spec)
-    _strip_run_metadata(draft)
+    _strip_traces(draft)
     draft.replace(target)
     figures = sorted((outputs.folder / "figures").glob(f"{path.name[:2]}_*"))
     files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *figures]}
@@ -84,7 +84,8 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
             parameters={"spec": spec},
             kernel_name="python3",
             cwd=str(FOLDER),
-            progress_bar=sys.stderr.isatty(),
+            progress_bar=False,
+            stderr_file=sys.stderr if sys.stderr.isatty() else None,  # the notebook's own progress bars
         )
     except PapermillExecutionError as error:
         draft.replace(failed)
@@ -100,12 +101,15 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
         raise
 
 
-def _strip_run_metadata(path: Path) -> None:
-    """Take out what papermill notes about this machine and this hour; parameters stand in a cell of their own."""
+def _strip_traces(path: Path) -> None:
+    """Take out what is no result: notes about this machine and this hour, and progress bars (they go to stderr)."""
     notebook = nbformat.read(path, as_version=4)
     for holder in (notebook, *notebook.cells):
         for note in ("papermill", "execution"):
             holder.metadata.pop(note, None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(notebook, path)
 
 
@@ -148,19 +152,25 @@ def check_spec(spec: str) -> None:
 def run_spec(spec: str, start: str) -> None:
     """Run the notebooks of one spec and say where the results are."""
     outputs = Outputs(spec, load_params(spec))
-    for path in numbered_notebooks(start):
-        sys.stderr.write(f"{spec}: {path.stem} ... ")
+    notebooks = numbered_notebooks(start)
+    if notebooks[0].stem == library.STAGE.notebook and not (outputs.folder / library.STAGE.name).is_dir():
+        # A clone brings finished tables of published specs. A run from the start replaces them by its own.
+        for name in outputs.manifest():
+            outputs.forget(name)
+    for path in notebooks:
+        title = f"{spec}: {path.stem} ..."
+        bars_follow = sys.stderr.isatty()
+        sys.stderr.write(title + ("\n" if bars_follow else " "))
         sys.stderr.flush()
-        started = time.perf_counter()
+        started, result = time.perf_counter(), "failed"
         try:
             ran = run_notebook(path, spec, outputs)
-        except LeverError:
-            sys.stderr.write("failed\n")
-            raise
-        sys.stderr.write(f"{time.perf_counter() - started:.1f} s\n" if ran else "up to date\n")
+            result = f"{time.perf_counter() - started:.1f} s" if ran else "up to date"
+        finally:
+            sys.stderr.write(f"{title} {result}\n" if bars_follow else f"{result}\n")
     folder = shown(outputs.folder)
     sys.stdout.write(
-        f"{spec}: results in {folder}/composition/results.csv, figures in {folder}/figures, "
+        f"{spec}: results in {folder}/results and {folder}/composition/results.csv, figures in {folder}/figures, "
         f"executed notebooks in {folder}/notebooks\n"
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -52,7 +53,11 @@ def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     @wraps(draw)
     def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
         with plt.rc_context(STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            interactive = plt.isinteractive()
+        # Notebooks switch this on with their first figure; without it no later figure would be shown.
+        matplotlib.interactive(interactive)
+        return figure
 
     return styled
 
@@ -254,7 +259,7 @@ def cosine_table(cosines: pd.DataFrame, title: str) -> Figure:
     axes.set(xlabel="", ylabel="")
     figure.suptitle(title, fontsize="medium")
     plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor", size=9)
-    plt.setp(axes.get_yticklabels(), size=9)
+    plt.setp(axes.get_yticklabels(), rotation=0, size=9)
     return figure
 
 
