@@ -178,7 +178,7 @@ def learning_curves(curves: pd.DataFrame, optima: dict[str, float], title: str) 
     """
     rows = -(-len(optima) // 2)
     figure, grid = plt.subplots(rows, 2, figsize=(WIDTH, 1.75 * rows + 0.8), sharex=True, layout="constrained")
-    lines: dict[str, Line2D] = {}
+    lines: dict[str, Line2D] = dict.fromkeys(["optimum", *curves["library"].unique(), "stuck"])  # order of the legend
     for axes, (setup, best) in zip(grid.flat, optima.items(), strict=False):
         lines["optimum"] = axes.axhline(best, color="black", linewidth=1, linestyle=":")
         mine = curves[curves["setup"] == setup]
@@ -191,10 +191,11 @@ def learning_curves(curves: pd.DataFrame, optima: dict[str, float], title: str) 
         axes.set(xscale="log")
         axes.set_title(setup, fontsize="small")
         axes.tick_params(labelsize="small")
+    for axes in grid[-1]:
+        axes.set_xlabel("episodes", fontsize="small")
     for axes in grid.flat[len(optima) :]:
         axes.set_axis_off()
     figure.suptitle(title, fontsize="medium")
-    figure.supxlabel("episodes", fontsize="small")
     figure.supylabel("return of the greedy policy", fontsize="small")
     _legend_below(figure, list(lines.values()), list(lines), columns=5)
     return figure
