@@ -129,7 +129,9 @@ def _draw_layout(axes: Axes, cells: np.ndarray, inches: float) -> list[Line2D]:
             continue
         marker, share, filled = _SHAPES[look.shape]
         fill = look.colour if filled else "none"
-        axes.scatter(columns, rows, (share * cell) ** 2, fill, marker, edgecolors=look.colour, linewidths=1.6, zorder=2)
+        axes.scatter(
+            columns, rows, (share * cell) ** 2, fill, marker=marker, edgecolors=look.colour, linewidths=1.6, zorder=2
+        )
         handles.append(
             Line2D([], [], color=look.colour, marker=marker, linestyle="", markerfacecolor=fill, label=look.name)
         )
@@ -177,7 +179,9 @@ def learning_curves(curves: pd.DataFrame, optima: dict[str, float], title: str) 
         title: above the figure.
     """
     rows = -(-len(optima) // 2)
-    figure, grid = plt.subplots(rows, 2, figsize=(WIDTH, 1.75 * rows + 0.8), sharex=True, layout="constrained")
+    figure, grid = plt.subplots(
+        rows, 2, figsize=(WIDTH, 1.75 * rows + 0.8), sharex=True, layout="constrained", squeeze=False
+    )
     lines: dict[str, Line2D] = dict.fromkeys(["optimum", *curves["library"].unique(), "stuck"])  # order of the legend
     for axes, (setup, best) in zip(grid.flat, optima.items(), strict=False):
         lines["optimum"] = axes.axhline(best, color="black", linewidth=1, linestyle=":")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import settings
 
-from lever_lib import experiment, index, library, pi2vec, regressor
+from lever_lib import experiment, index, library, pi2vec, regressor, report
 from lever_lib.artifacts import Outputs
 from lever_lib.envs.gridworld import layout_from_text
 from lever_lib.params import Execution, Params, load_params
@@ -47,6 +47,7 @@ def build_everything(params: Params, outputs: Outputs) -> Retriever:
     texts = index.build_index(policies, outputs)
     retriever = Retriever(policies, embeddings, models, texts, params.search.cosine_gate)
     experiment.build_results(retriever, outputs)
+    report.build_report(outputs)
     return retriever
 
 

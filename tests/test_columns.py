@@ -1,17 +1,13 @@
 import pandas as pd
 import pytest
 
-from lever_lib import report
 from lever_lib.columns import column_dictionary
 from lever_lib.errors import LeverError
-from tests.conftest import build_everything
 
 
 @pytest.fixture(scope="module")
-def tables(smoke_params, smoke_outputs):
+def tables(smoke, smoke_outputs):
     """Every table that a run writes, with its columns."""
-    build_everything(smoke_params, smoke_outputs)
-    report.build_report(smoke_outputs)
     read = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     found = [path for path in smoke_outputs.folder.glob("*/*") if path.suffix in read]
     return {path.relative_to(smoke_outputs.folder).as_posix(): list(read[path.suffix](path)) for path in found}

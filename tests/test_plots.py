@@ -4,6 +4,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from lever_lib import plots
 from lever_lib.artifacts import Outputs, file_hash
@@ -22,15 +23,102 @@ def test_a_figure_is_written_twice_to_the_same_bytes(corridor, tmp_path):
     assert sorted(path.name for path in (tmp_path / "smoke" / "figures").iterdir()) == ["00_test.pdf", "00_test.png"]
 
 
-def test_every_figure_draws_what_it_is_given():
-    rng = np.random.default_rng(0)
-    labels = pd.DataFrame({"setup": ["path", "gold"] * 5, "stuck": False})
-    figure = plots.embedding_map(rng.normal(size=(10, 2)), labels, "map")
-    assert len(figure.axes[0].collections[0].get_offsets()) == 10
-    pairs = pd.DataFrame({"return": rng.normal(size=8), "predicted": rng.normal(size=8), "stuck": [True, False] * 4})
-    assert plots.predicted_against_true(pairs, "pairs").axes[0].get_xlabel() == "true return"
-    assert plots.cosine_table(pd.DataFrame([[0.1, 0.9]], ["q"], ["a", "b"]), "cosines").axes
-    shares = pd.DataFrame({"strategy": ["a", "a", "b", "b"], "method": ["m"] * 4, "share": [0.5, 0.7, 0.9, 1.0]})
-    figure = plots.share_of_optimum(shares, "shares")
-    assert figure.axes[0].get_ylabel() == "return / optimum"
+@pytest.fixture(autouse=True)
+def closed():
+    yield
     matplotlib.pyplot.close("all")
+
+
+def legend_of(figure):
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_a_map_shows_every_policy_by_what_it_was_trained_for():
+    points = np.random.default_rng(0).normal(size=(10, 2))
+    figure = plots.embedding_map(points, pd.Series(["path", "gold"] * 5), "map")
+    lines = figure.axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [5, 5]
+    assert lines[0].get_marker() != lines[1].get_marker()
+    assert legend_of(figure) == ["path", "gold"]
+
+
+def test_predictions_of_stuck_policies_stand_apart():
+    pairs = pd.DataFrame({"return": [1.0, 2.0, 3.0], "predicted": [1.0, 2.5, 0.0], "stuck": [False, True, False]})
+    axes = plots.predicted_against_true(pairs, "pairs").axes[0]
+    assert [len(line.get_xdata()) for line in axes.lines] == [2, 1, 2]
+    assert axes.get_xlabel() == "true return"
+
+
+def test_cosines_are_written_into_their_cells():
+    figure = plots.cosine_table(pd.DataFrame([[0.1, 0.9]], ["q"], ["a", "b"]), "cosines")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.10", "0.90"]
+
+
+SUMMARY = pd.DataFrame(
+    {
+        "strategy": ["targeted", "targeted", "library", "library"],
+        "method": ["qsum", "gpi"] * 2,
+        "share": [0.5, 0.9, 0.6, 1.0],
+        "low": [0.4, 0.8, np.nan, 1.0],
+        "high": [0.7, 0.95, np.nan, 1.0],
+        "stuck_share": [0.2, 0.0, 0.1, 0.0],
+    }
+)
+
+
+def test_shares_with_intervals_and_stuck_policies_beside_them():
+    references = {"scratch": pd.DataFrame({"strategy": ["targeted", "library"], "share": [0.8, 0.8]})}
+    figure = plots.share_of_optimum(SUMMARY, references, "shares")
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["targeted", "library"]
+    drawn = [segment for lines in left.collections for segment in lines.get_segments()]
+    assert sorted(round(segment[0][0], 2) for segment in drawn) == [0.4, 0.6, 0.8, 1.0], "without interval: the point"
+    assert sorted(bar.get_width() for bar in right.patches) == [0, 0, 10, 20]
+    assert legend_of(figure) == ["qsum", "gpi", "scratch"]
+
+
+def test_a_group_is_a_row():
+    figure = plots.share_by_group(SUMMARY, "strategy", "groups")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["targeted", "library"]
+
+
+def test_seconds_stand_on_a_log_axis():
+    summary = SUMMARY.rename(columns={"share": "seconds"}).assign(scratch_seconds=3.0)
+    figure = plots.seconds_of_a_query(summary, "time")
+    assert figure.axes[0].get_xscale() == "log"
+    assert legend_of(figure) == ["qsum", "gpi", "SARSA from scratch"]
+
+
+def test_learning_curves_mark_stuck_policies_and_the_optimum():
+    curves = pd.DataFrame(
+        {
+            "setup": ["path"] * 4,
+            "library": ["X1", "X1", "X5", "X5"],
+            "episodes": [10, 20, 10, 20],
+            "greedy_return": [-9.0, 5.0, 4.0, 6.0],
+            "greedy_stuck": [True, False, False, False],
+        }
+    )
+    figure = plots.learning_curves(curves, {"path": 7.0, "gold": 1.0}, "curves")
+    assert legend_of(figure) == ["optimum", "X1", "X5", "stuck"]
+    crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert [point for line in crosses for point in line.get_ydata()] == [-9.0]
+    assert figure.axes[0].lines[0].get_ydata()[0] == 7.0
+
+
+def test_a_layout_shows_everything_in_it(corridor):
+    figure = plots.layout_panels(corridor.cells, {"one": [np.array([0, 2])], "two": [np.array([0, 8])]}, ["p"], "world")
+    assert set(legend_of(figure)) == {"p", "gold", "lever", "hazard", "block", "exit"}
+    golds = figure.axes[0].collections[0].get_offsets()
+    assert sorted(map(tuple, golds.tolist())) == [(2, 0), (2, 3)]
+
+
+def test_the_callers_style_is_left_alone_and_notebooks_keep_showing(corridor):
+    size = matplotlib.rcParams["font.size"]
+    matplotlib.interactive(True)
+    try:
+        plots.layout_paths(corridor.cells, {"a": np.array([0, 2])}, "corridor")
+        assert matplotlib.rcParams["font.size"] == size
+        assert matplotlib.is_interactive()
+    finally:
+        matplotlib.interactive(False)

@@ -1,7 +1,8 @@
+import numpy as np
 import pandas as pd
 import pytest
 
-from lever_lib.stats import layout_shares
+from lever_lib.stats import layout_shares, mean_interval, seconds_summary, share_summary
 
 
 def test_a_layout_is_averaged_before_anything_else():
@@ -21,3 +22,61 @@ def test_a_share_needs_a_positive_optimum():
     results = pd.DataFrame({"seed": ["0"], "strategy": "a", "method": "b", "return": [1.0], "optimum": [0.0]})
     with pytest.raises(ValueError, match="optimum"):
         layout_shares(results)
+
+
+def test_the_interval_of_a_mean():
+    rng = np.random.default_rng(0)
+    assert mean_interval(np.full(5, 0.25), rng) == (0.25, 0.25, 0.25)
+    mean, low, high = mean_interval(np.array([0.0, 1.0]), rng)
+    assert (mean, low, high) == (0.5, 0.0, 1.0), "one resample in four is all zeros, one in four all ones"
+    mean, low, high = mean_interval(np.array([2.0]), rng)
+    assert mean == 2.0
+    assert np.isnan([low, high]).all()
+
+
+def test_intervals_cover_the_mean_about_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    hits = [low <= 0 <= high for _, low, high in (mean_interval(rng.normal(size=30), rng) for _ in range(300))]
+    assert 0.88 < np.mean(hits) < 0.98
+
+
+def test_shares_by_group_with_stuck_policies_beside_them():
+    results = pd.DataFrame(
+        {
+            "seed": ["0000", "0000", "0001", "0001"],
+            "library": ["X1", "X5"] * 2,
+            "strategy": "targeted",
+            "method": "qsum",
+            "return": [50.0, 100.0, -10.0, 60.0],
+            "scratch_return": [100.0, 100.0, 60.0, 60.0],
+            "optimum": [100.0, 100.0, 60.0, 60.0],
+            "stuck": [False, False, True, False],
+        }
+    )
+    rng = np.random.default_rng(0)
+    overall = share_summary(results, rng).iloc[0]
+    assert overall["share"] == pytest.approx(((0.5 + 1) / 2 + (-1 / 6 + 1) / 2) / 2)
+    assert overall["low"] <= overall["share"] <= overall["high"]
+    assert (overall["stuck_share"], overall["layouts"]) == (0.25, 2)
+    by_library = share_summary(results, rng, ("library",)).set_index("library")
+    assert by_library["share"].to_dict() == pytest.approx({"X1": (0.5 - 1 / 6) / 2, "X5": 1.0})
+    scratch = share_summary(results, rng, column="scratch_return").iloc[0]
+    assert scratch["share"] == 1
+    assert np.isnan(scratch["stuck_share"]), "nothing is known of it"
+
+
+def test_seconds_are_summed_per_row_before_the_median():
+    timings = pd.DataFrame(
+        {
+            "strategy": "hybrid",
+            "method": "gpi",
+            "seconds_decompose": [1.0, 0.0, 0.0],
+            "seconds_search": [0.0, 2.0, 0.0],
+            "seconds_compose": [0.0, 0.0, 4.0],
+            "seconds_score": 0.5,
+            "scratch_seconds": [7.0, 8.0, 9.0],
+        }
+    )
+    row = seconds_summary(timings).iloc[0]
+    assert (row["seconds"], row["low"], row["high"]) == (2.5, 2.0, 3.5)
+    assert (row["seconds_search"], row["seconds_score"], row["scratch_seconds"]) == (0.0, 0.5, 8.0)
