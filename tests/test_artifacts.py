@@ -1,11 +1,22 @@
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
 
 from lever_lib import regressor
-from lever_lib.artifacts import Outputs, Stage, file_hash, outputs_root, source_hash
+from lever_lib.artifacts import (
+    ROOT,
+    Outputs,
+    Stage,
+    examine,
+    file_hash,
+    is_published,
+    outputs_root,
+    read_manifest,
+    source_hash,
+)
 from lever_lib.errors import MissingArtifactError
 from lever_lib.notebooks import STAGES
 from lever_lib.params import Energy, Execution, Pi2Vec, Regressor, Sarsa, Search, load_params
@@ -193,3 +204,25 @@ def test_damage_is_named_in_the_log(outputs, caplog):
 def test_a_copied_run_is_as_good_as_the_original(smoke, smoke_outputs, smoke_params, tmp_path):
     shutil.copytree(smoke_outputs.folder, tmp_path / "smoke")
     assert Outputs("smoke", smoke_params, tmp_path).fresh(regressor.STAGE)
+
+
+@pytest.mark.parametrize("name", [*(f"{stage.name}/{file}" for stage in STAGES.values() for file in stage.files),
+                                  "figures/05_share_of_optimum.png", "notebooks/06_results.ipynb"])  # fmt: skip
+def test_git_keeps_just_what_counts_as_published(name):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    ignored = subprocess.run(["git", "check-ignore", "-q", f"outputs/8x8/{name}"], cwd=ROOT, check=False).returncode
+    assert is_published(name) == (ignored == 1)
+
+
+def test_a_fresh_clone_is_whole_as_far_as_it_goes():
+    """What is committed agrees with its manifest; what is not is simply not built."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "outputs/8x8"], cwd=ROOT, check=False, capture_output=True, text=True
+    ).stdout.splitlines()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    entries = read_manifest(ROOT / "outputs" / "8x8")
+    wanted = {f"outputs/8x8/{name}" for entry in entries.values() for name in entry["files"] if is_published(name)}
+    assert wanted == set(tracked) - {"outputs/8x8/manifest.json", "outputs/8x8/params.yaml"}
+    assert not [state for state in examine(ROOT / "outputs" / "8x8").values() if state.missing or state.damaged]

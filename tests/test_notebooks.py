@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -24,6 +25,9 @@ def test_a_committed_notebook_is_a_page_to_read(path):
     assert len(parameters) == 1
     assert 'spec = "8x8"' in parameters[0].source
     outputs = [output for cell in code for output in cell.outputs]
+    for cell in code:
+        if "save_figure(" in cell.source:
+            assert any("image/png" in output.get("data", {}) for output in cell.outputs), "a figure that is not shown"
     assert any("image/png" in output.get("data", {}) for output in outputs), "a figure"
     assert not any(output.output_type == "error" for output in outputs)
     assert not any(output.get("name") == "stderr" for output in outputs)
@@ -51,6 +55,7 @@ def test_the_whole_pipeline_runs_at_toy_size_and_is_not_repeated(tmp_path):
         assert 'spec = \\"smoke\\"' in executed
         assert str(ROOT) not in executed
         assert str(tmp_path) not in executed
+        assert '"stderr"' not in executed, "progress bars are no result"
         files = manifest[f"notebooks/{path.stem}"]["files"]
         assert f"notebooks/{path.name}" in files
         assert any(name.startswith(f"figures/{path.name[:2]}_") for name in files)
@@ -77,6 +82,41 @@ def test_a_notebook_without_its_inputs_says_which_to_run_first(tmp_path):
             run_notebook(NOTEBOOKS[1], "smoke", outputs)
     assert (tmp_path / "smoke" / "notebooks" / "02_pi2vec.failed.ipynb").is_file()
     assert not (tmp_path / "smoke" / "notebooks" / "02_pi2vec.ipynb").exists()
+
+
+def test_the_results_can_be_read_without_training_anything(smoke, smoke_outputs, smoke_params, tmp_path):
+    outputs = Outputs("smoke", smoke_params, tmp_path)
+    shutil.copytree(smoke_outputs.folder / "composition", outputs.folder / "composition")
+    shutil.copy(smoke_outputs.folder / "manifest.json", outputs.folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEVER_OUTPUTS", str(tmp_path))
+        assert run_notebook(NOTEBOOKS[-1], "smoke", outputs)
+    assert (outputs.folder / "results" / "table.tex").is_file()
+    assert "library is not built" in (outputs.folder / "notebooks" / NOTEBOOKS[-1].name).read_text()
+    assert not (outputs.folder / "library").exists()
+
+
+def test_a_run_from_the_start_of_a_clone_replaces_what_came_with_it(smoke_params, monkeypatch, tmp_path):
+    """Finished tables of another machine must not pass for this one's."""
+    outputs = Outputs("smoke", smoke_params, tmp_path)
+    outputs.folder.mkdir()
+    stale = {"key": "k", "root_seed": 0, "files": {"composition/results.csv": "0" * 64}}
+    ran = []
+
+    def run(path, spec, found):
+        ran.append((path.name[:2], "composition" in found.manifest()))
+
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
+    monkeypatch.setattr("lever_lib.notebooks.run_notebook", run)
+    for start, kept in (("06", True), ("01", False)):
+        ran.clear()
+        outputs.enter("composition", stale)
+        assert main(["--from", start, "smoke"]) == 0
+        assert ran[0] == (start, kept)
+    outputs.enter("composition", stale)
+    (outputs.folder / "library").mkdir()
+    assert main(["smoke"]) == 0
+    assert "composition" in outputs.manifest(), "once the library is there, the checksums decide"
 
 
 def test_an_unknown_number_is_refused(capsys):

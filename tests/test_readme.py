@@ -1,0 +1,94 @@
+"""The README's promises that can be checked."""
+
+import re
+import shlex
+from dataclasses import replace
+
+import matplotlib
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+
+from lever_lib import composition, index, library, pi2vec, regressor
+from lever_lib.__main__ import _parser
+from lever_lib.artifacts import ROOT, Outputs
+from lever_lib.notebooks import numbered_notebooks
+from lever_lib.params import Execution, load_params, parse_params
+
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_its_python_runs(monkeypatch, tmp_path, capsys):
+    params = replace(load_params("8x8"), execution=Execution(workers=1))
+    outputs = Outputs("8x8", params, tmp_path)
+    policies = library.build_library(params, outputs)
+    embeddings = pi2vec.build_embeddings(policies, outputs)
+    regressor.build_regressor(policies, embeddings, outputs)
+    index.build_index(policies, outputs)
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    try:
+        for block in blocks("python"):
+            exec(block, names)
+    finally:
+        composition.METHODS.pop("majority", None)
+    assert names["again"].outcome().return_ == names["answer"].return_
+    assert names["richer"].library.policies["policy_id"].iloc[-1] == "random walk"
+    assert names["observation"].shape == (8, 8)
+    assert (tmp_path / "answer.png").is_file()
+    assert "random walk" in capsys.readouterr().out
+
+
+def test_the_first_python_example_is_about_ten_lines():
+    assert len([line for line in blocks("python")[0].splitlines() if line]) <= 10
+
+
+def test_its_commands_are_understood():
+    commands = [
+        line for block in blocks("bash") for line in block.splitlines() if line.startswith("python -m lever_lib")
+    ]
+    assert len(commands) == 6
+    for line in commands:
+        command, _, comment = line.partition("#")
+        flags = [] if "--figure" not in comment else shlex.split(comment)
+        _parser().parse_args(shlex.split(command)[3:] + flags)
+
+
+def test_its_params_are_valid():
+    parse_params(blocks("yaml")[0])
+
+
+def test_every_notebook_is_listed_and_every_link_leads_somewhere():
+    targets = re.findall(r"\]\(([^)#\s]+)\)", TEXT)
+    for target in targets:
+        assert target.startswith("https://arxiv.org/") or (ROOT / target).exists(), target
+    for path in numbered_notebooks():
+        assert f"notebooks/{path.name}" in targets
+
+
+def test_every_dependency_has_its_reason():
+    wanted = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    section = TEXT.split("## Dependencies")[1].split("## ")[0]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)[1:]
+    listed = {name.strip() for packages, _ in rows for name in packages.split(",")}
+    assert listed == wanted
+
+
+@pytest.mark.parametrize(("row", "method"), [
+    ("`qsum`", "qsum"), ("`gpi`", "gpi"), ("`exnonzero`", "exnonzero"), ("best single", "best single"),
+    ("SARSA trained", "scratch"),
+])  # fmt: skip
+def test_its_numbers_are_those_of_the_committed_results(row, method):
+    shares = pd.read_csv(ROOT / "outputs" / "8x8" / "results" / "shares.csv")
+    mine = shares.query("library == 'all' and query_class == 'all' and method == @method").set_index("strategy")[
+        "share"
+    ]
+    line = next(line for line in TEXT.splitlines() if line.startswith(f"| {row}"))
+    told = [cell.strip() for cell in line.strip("|").split("|")][2:]
+    assert told == [f"{mine[strategy]:.3f}" for strategy in ("targeted", "hybrid", "exhaustive", "library")]
