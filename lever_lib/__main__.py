@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    return exit_code(lambda: _run(options), interrupted="interrupted; nothing was changed")
+    return exit_code(lambda: _run(options), interrupted="interrupted")
 
 
 def _run(options: argparse.Namespace) -> int | None:
@@ -151,8 +151,8 @@ def _check_target(name: str, path: Path | None, endings: tuple[str, ...]) -> Non
         return
     if path.suffix.lower() not in endings:
         raise LeverError(f"{name} {path}: must end in {' or '.join(endings)}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise LeverError(f"{name} {path}: no such folder, or it is one itself")
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise LeverError(f"{name} {path}: is a folder, or lies in none that can be written to")
 
 
 def _answer_as_json(options: argparse.Namespace, answer: Answer, found: list[pd.DataFrame]) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _path(cells: np.ndarray, layout: Layout) -> list[tuple[int, int]]:
 
 
 def _decompose(options: argparse.Namespace) -> None:
-    from lever_lib.decompose import recognise
+    from lever_lib.envs.rewards import components_named
 
     if options.file:
         try:
@@ -224,7 +224,7 @@ def _decompose(options: argparse.Namespace) -> None:
     else:
         lines = [options.query]
     for query in lines:
-        objectives = recognise(query)
+        objectives = components_named(query)
         if options.json:
             confidence = 1.0 if objectives else 0.0
             _say(json.dumps({"query": query, "objectives": list(objectives), "confidence": confidence}))
@@ -268,7 +268,8 @@ def _view(options: argparse.Namespace) -> None:
     else:
         _say(f"{len(table)} policies in spec {options.spec}, {len(library.layouts)} layouts")
         shown = table.assign(energy=_energy(table))[columns]
-        _say(shown.to_string(index=False, float_format="{:.2f}".format))
+        seconds = {"train_seconds": "{:.4f}".format}
+        _say(shown.to_string(index=False, float_format="{:.2f}".format, formatters=seconds))
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -136,8 +136,8 @@ class OpenLibrary:
         started = time.perf_counter()
         settings = self.params.search
         composer = find_method(method)
-        if top_k is not None and top_k < 1:
-            raise LeverError(f"top_k = {top_k}: must be at least 1")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise LeverError(f"top_k = {top_k!r}: must be a whole number, at least 1")
         layout = self.library.layout(self.params.seeds[0] if seed is None else seed)
         name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
         how = how or settings.decompose
@@ -149,10 +149,11 @@ class OpenLibrary:
             )
         vectors = encode(list(split.sub_queries), settings.encoder)
         if how == "none":
-            system, setups = self._nearest_system(vectors), tuple(self.library.systems)
+            scope = Scope(layout.name, name, self.library.setups)
+            system = self._nearest_system(vectors, scope)
         else:
-            system, setups = self.library.system("-".join(split.objectives)), _ASK.setups
-        scope = Scope(layout.name, name, setups)
+            scope = Scope(layout.name, name, _ASK.setups)
+            system = self.library.system("-".join(split.objectives))
         top_k = settings.top_k if top_k is None else top_k
         count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
         found = self.retriever.candidates(vectors, scope, system, count, filter_energy)
@@ -192,12 +193,13 @@ class OpenLibrary:
             seconds=time.perf_counter() - started,
         )
 
-    def _nearest_system(self, vectors: np.ndarray) -> RewardSystem:
-        """What an undivided query is judged by: the reward system whose sentence it comes closest to."""
-        sentences = self.retriever.index.sentences
-        _, nearest = self.retriever.index.search(vectors, np.arange(len(sentences)))
-        policies = self.library.policies
-        return self.library.system(policies.loc[policies["description"] == sentences[nearest[0, 0]], "setup"].iloc[0])
+    def _nearest_system(self, vectors: np.ndarray, scope: Scope) -> RewardSystem:
+        """What an undivided query is judged by: the reward of the policy whose sentence it comes closest to."""
+        rows = self.retriever.rows(scope)
+        sentence_of = self.retriever.index.postings["sentence_id"].to_numpy()[rows]
+        _, nearest = self.retriever.index.search(vectors, np.unique(sentence_of))
+        row = rows[np.flatnonzero(sentence_of == nearest[0, 0])[0]]
+        return self.library.system(self.library.policies["setup"].iloc[row])
 
     def _pool(
         self, layout: Layout, system: RewardSystem, scope: Scope, found: list[pd.DataFrame]
@@ -206,7 +208,7 @@ class OpenLibrary:
 
         Policies trained for the question itself take part only where they were found.
         """
-        rows = self.retriever.rows(Scope(scope.seed, scope.library, tuple(self.library.systems)))
+        rows = self.retriever.rows(Scope(scope.seed, scope.library, self.library.setups))
         others = rows[self.library.policies["setup"].to_numpy()[rows] != system.name]
         rows = np.unique(np.concatenate([others, *(table["row"] for table in found)]))
         q_tables, visits = (np.array(table[rows]) for table in (self.library.q_tables, self.library.visits))
@@ -257,7 +259,7 @@ class OpenLibrary:
         """
         layout, system = self.library.layout(seed), self.library.system(setup)
         name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
-        q_table = _whole_table("q_table", q_table, layout)
+        q_table = _numbers("q_table", q_table, layout).astype(np.float64)
         episode = evaluate(CellPolicy(greedy_actions(q_table)), layout, system)
         moved = len(episode.cells) - 1  # a bump at the end is no step
         record = PolicyRecord(
@@ -270,9 +272,7 @@ class OpenLibrary:
             episodes=0,
             description=system.sentence if description is None else description,
             q_table=q_table,
-            visits=np.zeros(q_table.shape, np.int64)
-            if visits is None
-            else _whole_table("visits", visits, layout).astype(np.int64),
+            visits=np.zeros(q_table.shape, np.int64) if visits is None else _numbers("visits", visits, layout),
             episode=record_episode(layout, episode.cells, episode.actions[:moved]),
             train_seconds=np.nan,
         )
@@ -295,15 +295,15 @@ class OpenLibrary:
         return self.with_records([record for records, _ in runs for record in records], [layout])
 
 
-def _whole_table(name: str, table: np.ndarray, layout: Layout) -> np.ndarray:
-    """`table` as float64 (S, 4), else a `LeverError`."""
+def _numbers(name: str, table: Any, layout: Layout) -> np.ndarray:
+    """`table` as finite real numbers (S, 4), else a `LeverError`."""
     shape = (layout.cells.size, 4)
     try:
-        found = np.array(table, dtype=np.float64)
-    except (TypeError, ValueError):
-        found = np.empty(0)
-    if found.shape != shape:
-        raise LeverError(f"{name}: must be numbers of shape {shape}, has shape {np.shape(table)}")
+        found = np.array(table)
+    except ValueError:  # rows of different lengths
+        found = np.empty(0, dtype=object)
+    if found.dtype.kind not in "biuf" or found.shape != shape or not np.isfinite(found).all():
+        raise LeverError(f"{name}: must be finite numbers of shape {shape}, is {found.dtype} of shape {found.shape}")
     return found
 
 

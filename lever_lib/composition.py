@@ -129,6 +129,8 @@ def register(
 ) -> Callable[[Callable[..., Policy]], Callable[..., Policy]]:
     """Make a function a composition method: it takes the view of its rung (0 to 3) and returns a policy.
 
+    What a method of rung 0 or 1 does belongs to the support of every row, so it runs whatever method is asked for.
+
     Args:
         name: its id.
         rung: what it may read.
@@ -138,6 +140,9 @@ def register(
         raise LeverError(f"rung = {rung}: must be 0, 1, 2 or 3")
 
     def add(compose: Callable[..., Policy]) -> Callable[..., Policy]:
+        known = METHODS.get(name)
+        if known and known.compose.__module__ == __name__ != compose.__module__:
+            raise LeverError(f"method {name!r}: is built in; choose another name")
         METHODS[name] = Method(name, rung, compose, by_behaviour)
         return compose
 
@@ -263,8 +268,18 @@ class Pool:
         return Experience(*successors, known, rewards, self.total_visits(members), self.alpha)
 
     def compose(self, method: Method, members: tuple[int, ...]) -> Policy:
-        """The policy that a method makes of some of the policies."""
-        return method.compose(self.view(method.rung, members))
+        """The policy that a method makes of some of the policies.
+
+        Raises:
+            LeverError: if it makes something that cannot act.
+        """
+        policy = method.compose(self.view(method.rung, members))
+        if not callable(getattr(policy, "paths", None)):
+            found = type(policy).__name__
+            raise LeverError(
+                f"method {method.name!r}: must return a policy, e.g. CellPolicy(actions), returned {found}"
+            )
+        return policy
 
     def total_visits(self, members: tuple[int, ...]) -> np.ndarray:
         """Times each action was taken in the training of any of the policies, int64 (S, 4)."""

@@ -6,11 +6,10 @@ sentences, the smallest set that covers exactly these objectives. `none` hands t
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import combinations
 
-from lever_lib.envs.rewards import COMPONENTS
+from lever_lib.envs.rewards import components_named
 from lever_lib.errors import LeverError
 
 
@@ -31,15 +30,6 @@ class Decomposition:
     confidence: float
 
 
-def recognise(text: str) -> tuple[str, ...]:
-    """Objectives that a text names, in the order of the reward table; empty if there are none."""
-    return tuple(
-        name
-        for name, component in COMPONENTS.items()
-        if re.search(rf"\b(?:{component.words or name})\b", text, re.IGNORECASE)
-    )
-
-
 def decompose(query: str, pool: tuple[str, ...], how: str = "offline") -> Decomposition:
     """Split a question into sub-queries.
 
@@ -51,9 +41,9 @@ def decompose(query: str, pool: tuple[str, ...], how: str = "offline") -> Decomp
     Raises:
         LeverError: if the query is empty, or if `offline` recognises objectives that the pool cannot say exactly.
     """
-    if not query.strip():
-        raise LeverError("query: must not be empty")
-    objectives = recognise(query)
+    if not isinstance(query, str) or not query.strip():
+        raise LeverError(f"query {query!r}: must be words")
+    objectives = components_named(query)
     confidence = 1.0 if objectives else 0.0
     if how == "none":
         return Decomposition(query, objectives, (query,), confidence)
@@ -66,7 +56,7 @@ def _cover(objectives: tuple[str, ...], pool: tuple[str, ...]) -> tuple[str, ...
     """The first smallest set of pool sentences whose objectives together are exactly `objectives`."""
     if not objectives:
         return ()
-    meanings = {sentence: set(recognise(sentence)) for sentence in pool}
+    meanings = {sentence: set(components_named(sentence)) for sentence in pool}
     useful = [sentence for sentence in pool if meanings[sentence] and meanings[sentence] <= set(objectives)]
     for count in range(1, len(useful) + 1):
         for chosen in combinations(useful, count):

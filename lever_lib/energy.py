@@ -23,27 +23,28 @@ class Meter:
 
     def __init__(self, folder: Path = POWERCAP) -> None:
         self._zones = sorted(path for path in folder.glob("intel-rapl:*") if _is_package(path))
-        self._last = self._counters()
+        self._last = self._read("energy_uj")
+        self._spans = self._read("max_energy_range_uj")
         self._microjoules = 0
 
     def update(self) -> None:
         """Read the counters. Call it more often than they run over: every few minutes will do."""
-        now = self._counters()
-        if self._last is not None and now is not None:
-            for zone, before, after in zip(self._zones, self._last, now, strict=True):
-                ran_over = after < before
-                self._microjoules += after - before + ran_over * _number(zone / "max_energy_range_uj")
-        self._last = now
+        if self._last is None or self._spans is None:
+            return
+        now = self._read("energy_uj")
+        for before, after, span in zip(self._last, now or [], self._spans, strict=False):
+            self._microjoules += after - before + span * (after < before)
+        self._last = now  # a reading that fails once leaves a hole: from then on nothing is measured
 
     @property
     def joules(self) -> float | None:
         """Joules up to the last update; None where the counters cannot be read."""
-        return None if self._last is None else self._microjoules / 1e6
+        return None if self._last is None or self._spans is None else self._microjoules / 1e6
 
-    def _counters(self) -> list[int] | None:
+    def _read(self, name: str) -> list[int] | None:
         try:
-            return [_number(zone / "energy_uj") for zone in self._zones] or None
-        except OSError:  # not ours to read
+            return [int((zone / name).read_text()) for zone in self._zones] or None
+        except (OSError, ValueError):  # not ours to read
             return None
 
 
@@ -72,7 +73,3 @@ def _is_package(zone: Path) -> bool:
         return (zone / "name").read_text().startswith("package")
     except OSError:
         return False
-
-
-def _number(path: Path) -> int:
-    return int(path.read_text())

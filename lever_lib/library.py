@@ -121,6 +121,11 @@ class Library:
         """The trained reward systems by name, under this spec's exit rule."""
         return {name: self.system(name) for name in REWARD_SYSTEMS}
 
+    @cached_property
+    def setups(self) -> tuple[str, ...]:
+        """Reward systems that any policy was trained under, those of policies that joined later included."""
+        return tuple(self.policies["setup"].unique())
+
     def system(self, setup: str) -> RewardSystem:
         """Any reward system, under this spec's exit rule."""
         return reward_system(setup, self.params.grid.legacy_gold_exit)
@@ -133,7 +138,7 @@ class Library:
         Raises:
             LeverError: if the library has none.
         """
-        name = seed if seed in self.layouts else seed_name(seed)
+        name = seed if isinstance(seed, str) and seed in self.layouts else seed_name(seed)
         if name not in self.layouts:
             raise LeverError(f"seed {seed!r}: no such layout in spec {self.spec}; seeds: {', '.join(self.layouts)}")
         return self.layouts[name]
@@ -161,12 +166,15 @@ class Library:
             layouts: further worlds of the spec's size.
 
         Raises:
-            LeverError: if a name is taken, or a table does not fit the layouts.
+            LeverError: if a name is taken, or a record does not fit the library.
         """
+        if not records:
+            raise LeverError("records: there must be at least one")
         worlds = self.layouts | {layout.name: check_layout(layout, self) for layout in layouts}
         known = set(self.policies["policy_id"])
         for record in records:
             _check_record(record, worlds, known)
+            self.check_library(record.library)
             known.add(record.policy_id)
         for layout in layouts:
             if not any(record.seed == layout.name for record in records):
@@ -191,8 +199,9 @@ class Library:
 def check_layout(layout: Layout, library: Library) -> Layout:
     """`layout` if it can join `library`, else a `LeverError` that says why not."""
     grid = library.params.grid
-    if layout.name in library.layouts or layout.name.isdigit() or not layout.name:
-        raise LeverError(f"layout name {layout.name!r}: must be new and not a number; there is {list(library.layouts)}")
+    name = layout.name
+    if not isinstance(name, str) or not name.strip() or name.isdigit() or name in library.layouts:
+        raise LeverError(f"layout name {name!r}: must be new and not a number; there is {list(library.layouts)}")
     if layout.size != grid.size or layout.moves != grid.moves:
         raise LeverError(
             f"layout {layout.name!r}: is {layout.size} x {layout.size} with {layout.moves} moves, "
@@ -204,16 +213,21 @@ def check_layout(layout: Layout, library: Library) -> Layout:
 
 
 def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[str]) -> None:
-    if not record.policy_id or record.policy_id in known or "+" in record.policy_id:
-        raise LeverError(f"policy_id {record.policy_id!r}: must be new, not empty and without '+'")
+    name = record.policy_id
+    if not isinstance(name, str) or not name.strip() or "+" in name or name in known:
+        raise LeverError(f"policy_id {name!r}: must be new text, not empty and without '+'")
+    if not isinstance(record.description, str) or not record.description.strip():
+        raise LeverError(f"description of policy {name!r}: must be words, is {record.description!r}")
+    if reward_system(record.setup).name != record.setup:
+        raise LeverError(f"setup {record.setup!r} of policy {name!r}: is called {reward_system(record.setup).name!r}")
     if record.seed not in layouts:
-        raise LeverError(f"policy {record.policy_id!r}: no layout {record.seed!r}; layouts: {', '.join(layouts)}")
+        raise LeverError(f"policy {name!r}: no layout {record.seed!r}; layouts: {', '.join(layouts)}")
     shape = (layouts[record.seed].cells.size, 4)
-    for name, table in (("q_table", record.q_table), ("visits", record.visits)):
-        if table.shape != shape or not np.isfinite(table).all():
-            raise LeverError(f"{name} of policy {record.policy_id!r}: must be {shape} finite numbers, is {table.shape}")
-    if (record.visits < 0).any():
-        raise LeverError(f"visits of policy {record.policy_id!r}: must not be negative")
+    if np.shape(record.q_table) != shape or not np.isfinite(record.q_table).all():
+        raise LeverError(f"q_table of policy {name!r}: must be {shape} finite numbers")
+    visits = np.asarray(record.visits)
+    if visits.shape != shape or (visits < 0).any() or (visits != np.floor(visits)).any():
+        raise LeverError(f"visits of policy {name!r}: must be {shape} counts, none of them negative")
 
 
 def _as_stored(visits: np.ndarray) -> np.ndarray:

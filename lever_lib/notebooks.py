@@ -153,10 +153,8 @@ def run_spec(spec: str, start: str) -> None:
     """Run the notebooks of one spec and say where the results are."""
     outputs = Outputs(spec, load_params(spec))
     notebooks = numbered_notebooks(start)
-    if notebooks[0].stem == library.STAGE.notebook and not (outputs.folder / library.STAGE.name).is_dir():
-        # A clone brings finished tables of published specs. A run from the start replaces them by its own.
-        for name in outputs.manifest():
-            outputs.forget(name)
+    # A clone brings finished tables of published specs. A run that trains its own library replaces them by its own.
+    published = [] if (outputs.folder / library.STAGE.name).is_dir() else list(outputs.manifest())
     for path in notebooks:
         title = f"{spec}: {path.stem} ..."
         bars_follow = sys.stderr.isatty()
@@ -166,6 +164,9 @@ def run_spec(spec: str, start: str) -> None:
         try:
             ran = run_notebook(path, spec, outputs)
             result = f"{time.perf_counter() - started:.1f} s" if ran else "up to date"
+            if path.stem == library.STAGE.notebook:
+                for name in set(published) - {library.STAGE.name, f"notebooks/{path.stem}"}:
+                    outputs.forget(name)
         finally:
             sys.stderr.write(f"{title} {result}\n" if bars_follow else f"{result}\n")
     folder = shown(outputs.folder)

@@ -6,7 +6,6 @@ visit counts, and, for programs that only want to act, the episode: cells, actio
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +95,13 @@ def load_policy(path: str | Path) -> Recipe:
         system = reward_system(str(parts["setup"]), bool(parts["legacy_gold_exit"]))
         recipe = Recipe(layout, system, str(parts["method"]), names, q_tables, visits, float(parts["alpha"]))
         method(recipe.method)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # the readers of damaged archives raise whatever the damage leads them to
         raise LeverError(f"{path}: no saved policy can be read from it ({error})") from None
     shape = (len(names), layout.cells.size, 4)
-    floats, counts = q_tables.dtype == np.float64, np.issubdtype(visits.dtype, np.integer)
-    if not names or q_tables.shape != shape or visits.shape != shape or not floats or not counts:
-        raise LeverError(f"{path}: its tables must be {shape}, of float64 and whole numbers")
+    sound = q_tables.dtype == np.float64 and q_tables.shape == shape and np.isfinite(q_tables).all()
+    counts = np.issubdtype(visits.dtype, np.integer) and visits.shape == shape and (visits >= 0).all()
+    if not names or not sound or not counts:
+        raise LeverError(f"{path}: its tables must be {shape}, of finite float64 and of counts")
+    if not 0 < recipe.alpha <= 1:
+        raise LeverError(f"{path}: alpha = {recipe.alpha} must be above 0 and at most 1")
     return recipe

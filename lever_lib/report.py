@@ -74,12 +74,11 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
 def _shares(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
     parts = []
     for by in _GROUPS:
-        rng = stream(root_seed, "bootstrap", *by) if by else stream(root_seed, "bootstrap")
-        parts.append(share_summary(results, rng, by))
+        parts.append(share_summary(results, stream(root_seed, "bootstrap"), by))
         for name, column in REFERENCES.items():
             # Neither depends on how policies were composed; the best single one does on which were chosen.
             rows = results[results["method"] == "gpi"].assign(method=name)
-            parts.append(share_summary(rows, rng, by, column))
+            parts.append(share_summary(rows, stream(root_seed, "bootstrap"), by, column))
     shares = pd.concat([part.assign(**{k: ALL for k in _KEYS if k not in part}) for part in parts], ignore_index=True)
     return shares[[*_KEYS, *(column for column in shares if column not in _KEYS)]]
 

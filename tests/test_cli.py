@@ -142,7 +142,7 @@ def test_view(built):
         (["decompose", "--file", "nowhere.txt"], ["nowhere.txt"]),
         (["view", "--spec", "smoke", "--setup", "gold-lever"], ["gold-lever"]),
         (["search", "gold", "--spec", "smoke", "--save", "policy.pkl"], ["--save", "policy.pkl", ".npz"]),
-        (["search", "gold", "--spec", "smoke", "--save", "nowhere/policy.npz"], ["--save", "no such folder"]),
+        (["search", "gold", "--spec", "smoke", "--save", "nowhere/policy.npz"], ["--save", "lies in none"]),
         (["search", "gold", "--spec", "smoke", "--figure", "answer.doc"], ["--figure", ".png or .pdf"]),
         (["verify", "--spec", "nope"], ["'nope'"]),
         (["reset", "--yes"], ["--spec"]),
@@ -249,6 +249,7 @@ def test_reset_asks_and_keeps_studies(copied):
     (copied / "other").mkdir()
     assert_refused(lever("reset", "--spec", "smoke", outputs=copied), "--yes")
     assert "nothing was deleted" in lever("reset", "--spec", "smoke", outputs=copied, answer="n\n").stdout
+    assert "nothing was deleted" in lever("reset", "--spec", "smoke", outputs=copied, answer="\n").stdout
     assert (copied / "smoke" / "manifest.json").is_file()
     assert lever("reset", "--spec", "smoke", outputs=copied, answer="y\n").returncode == 0
     assert [path.name for path in (copied / "smoke").iterdir()] == ["study"]

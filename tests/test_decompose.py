@@ -1,7 +1,7 @@
 import pytest
 
-from lever_lib.decompose import decompose, recognise
-from lever_lib.envs.rewards import REWARD_SYSTEMS, reward_system
+from lever_lib.decompose import decompose
+from lever_lib.envs.rewards import REWARD_SYSTEMS, components_named, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.queries import QUERIES, QUERY_CLASSES
 
@@ -20,13 +20,13 @@ def test_the_six_published_queries_are_understood_and_split():
     for query in QUERIES:
         split = decompose(query.text, QUERY_CLASSES[query.query_class].pool)
         assert "-".join(split.objectives) == query.setup
-        meanings = ["-".join(recognise(sentence)) for sentence in split.sub_queries]
+        meanings = ["-".join(components_named(sentence)) for sentence in split.sub_queries]
         assert meanings == SPLITS[query.query_class, query.setup]
 
 
 @pytest.mark.parametrize("setup", REWARD_SYSTEMS)
 def test_every_reward_system_is_recognised_in_its_own_sentence(setup):
-    assert "-".join(recognise(reward_system(setup).sentence)) == setup
+    assert "-".join(components_named(reward_system(setup).sentence)) == setup
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_every_reward_system_is_recognised_in_its_own_sentence(setup):
     ],
 )
 def test_objectives_are_told_by_their_words(text, objectives):
-    assert recognise(text) == objectives
+    assert components_named(text) == objectives
 
 
 def test_nothing_recognised_is_an_empty_answer():
@@ -58,5 +58,5 @@ def test_what_the_pool_cannot_say_is_an_error():
         decompose("pull the lever", QUERY_CLASSES["double"].pool)
     with pytest.raises(LeverError, match="decompose"):
         decompose("gold", (), "magic")
-    with pytest.raises(LeverError, match="empty"):
+    with pytest.raises(LeverError, match="must be words"):
         decompose("  ", ())

@@ -43,6 +43,13 @@ def test_where_nothing_can_be_read_nothing_is_measured(tmp_path):
     (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
     meter.update()
     assert meter.joules is None
+    zone(tmp_path, "intel-rapl:0", "package-0", 500)
+    meter.update()
+    assert meter.joules is None, "what happened meanwhile nobody knows"
+    (tmp_path / "intel-rapl:0" / "max_energy_range_uj").unlink()
+    meter = Meter(tmp_path)
+    meter.update()
+    assert meter.joules is None
 
 
 def test_joules_of_a_policy():

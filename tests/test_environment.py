@@ -103,3 +103,7 @@ def test_the_world_as_text(corridor):
     env.reset()
     env.step(1)
     assert env.render().splitlines()[1].startswith("[.]")
+    env.reset()
+    env.step(2)
+    env.step(True)  # a gold was entered, then the cell below it: a hazard
+    assert "G" not in env.render().splitlines()[0], "what was taken is gone"

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -17,6 +19,7 @@ from lever_lib.envs.gridworld import layout_from_text
 from lever_lib.errors import LeverError
 from lever_lib.experiment import experiment_jobs, run_job
 from lever_lib.jobs import run_jobs
+from lever_lib.library import check_layout
 from lever_lib.params import PARAMS_FOLDER, Execution, load_params
 from lever_lib.planning import plan
 from lever_lib.policies.base import CellPolicy, PolicyRecord, greedy_actions
@@ -145,6 +148,21 @@ def test_the_experiment_takes_a_registered_method_along(opened, average, workers
         assert row["composition_regret"] >= -1e-9, "what a registered method does belongs to the support"
 
 
+def test_a_method_may_not_take_a_built_in_name():
+    with pytest.raises(LeverError, match="'gpi': is built in"):
+        register("gpi", rung=0)(lambda view: None)
+    assert composition.METHODS["gpi"].rung == 1
+
+
+def test_a_method_that_returns_no_policy_is_named(opened):
+    register("broken", rung=0)(lambda view: view.q_tables.sum(axis=0))
+    try:
+        with pytest.raises(LeverError, match="method 'broken': must return a policy"):
+            opened.ask("gold", method="broken")
+    finally:
+        del composition.METHODS["broken"]
+
+
 def test_a_layout_of_your_own_joins_a_library(opened):
     mine = opened.with_layout("mine", MAP)
     assert "mine" not in opened.library.layouts
@@ -163,6 +181,9 @@ def test_a_layout_of_your_own_joins_a_library(opened):
     ("name", "drawing", "part"),
     [
         ("0007", MAP, "not a number"),
+        (7, MAP, "must be new"),
+        (" ", MAP, "must be new"),
+        ("mine", 7, "drawn as text"),
         ("", MAP, "must be new"),
         ("mine", "S .\n. E", "2 x 2"),
         ("mine", MAP.replace("G", "?"), "unknown symbol"),
@@ -194,6 +215,15 @@ def test_a_q_table_of_your_own_joins_a_library_and_is_found(opened):
     assert "tuned" not in mine.ask("fast exit with gold", seed=2, strategy="library").policy_ids
 
 
+def test_a_policy_for_a_reward_nobody_trained_is_found_too(opened):
+    q_table, _ = best_q_table(opened, "gold-lever", 1)
+    mine = opened.with_policy("rich", q_table, setup="lever-gold", seed=1, description="Gold first, lever second.")
+    answer = mine.ask("Gold first, lever second.", seed=1, how="none")
+    assert answer.setup == "gold-lever"
+    assert "rich" in set(answer.candidates[0]["policy_id"])
+    assert "rich" in mine.ask("fast exit with gold", seed=1, strategy="library").policy_ids
+
+
 def test_missing_energy_comes_last_and_never_crashes(opened):
     q_table, _ = best_q_table(opened, "gold", 1)
     sentence = "Collect as much gold as possible before exiting."
@@ -211,20 +241,93 @@ def test_missing_energy_comes_last_and_never_crashes(opened):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"q_table": np.zeros((36, 3))}, r"q_table: must be numbers of shape \(36, 4\)"),
+        ({"q_table": np.zeros((36, 3))}, r"q_table: must be finite numbers of shape \(36, 4\)"),
         ({"q_table": "text"}, "q_table"),
         ({"q_table": np.full((36, 4), np.nan)}, "finite"),
         ({"visits": np.full((36, 4), -1)}, "visits .* negative"),
+        ({"visits": np.full((36, 4), np.nan)}, "visits: must be finite"),
         ({"policy_id": "X1-0000-path-20"}, "must be new"),
         ({"setup": "coins"}, "'coins'"),
         ({"seed": 77}, "seed 77"),
         ({"library": "X99"}, "X99"),
+        ({"q_table": [[1.0], [2.0, 3.0]]}, "q_table: must be finite numbers"),
+        ({"q_table": np.full((36, 4), 1j)}, "complex"),
+        ({"q_table": np.full((36, 4), "a")}, "q_table: must be finite numbers"),
+        ({"visits": np.full((36, 4), 0.5)}, "counts"),
+        ({"policy_id": 5}, "policy_id 5"),
+        ({"policy_id": "a+b"}, "without"),
+        ({"description": " "}, "description"),
+        ({"setup": None}, "setup None"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_refused(opened, change, part):
     settings = {"policy_id": "mine", "q_table": np.zeros((36, 4)), "setup": "gold", "seed": 1} | change
     with pytest.raises(LeverError, match=part):
         opened.with_policy(**settings)
+
+
+def test_records_that_could_never_be_found_are_refused(opened):
+    row = next(opened.library.policies.itertuples())
+    record = record_of_another_source(opened, row, opened.library.q_tables[0])
+    for change, part in (
+        ({"library": "X99"}, "X99"),
+        ({"setup": "gold-path"}, "is called 'path-gold'"),
+        ({"seed": "0009"}, "no layout '0009'"),
+        ({"q_table": [[1.0]]}, "q_table"),
+    ):
+        with pytest.raises(LeverError, match=part):
+            opened.with_records([replace(record, **change)])
+    with pytest.raises(LeverError, match="at least one"):
+        opened.with_records([])
+    with pytest.raises(LeverError, match="comes without a policy"):
+        opened.with_records([record], [layout_from_text(MAP, "empty")])
+
+
+def test_counts_too_large_for_the_files_are_kept_at_the_largest(opened):
+    row = next(opened.library.policies.itertuples())
+    record = record_of_another_source(opened, row, opened.library.q_tables[0])
+    joined = opened.library.joined([replace(record, visits=np.full((36, 4), 2**40))])
+    assert (joined.visits[-1] == np.iinfo(np.int32).max).all()
+
+
+def test_more_gold_than_the_features_hold_is_refused():
+    crowded = layout_from_text("\n".join(["S" + "G" * 7, *["G" * 8] * 6, "G" * 7 + "E"]), "crowded")
+    grid = load_params("8x8").grid
+    eight = SimpleNamespace(spec="8x8", layouts={}, params=SimpleNamespace(grid=grid))
+    with pytest.raises(LeverError, match="62 golds, at most 50"):
+        check_layout(crowded, eight)
+
+
+def test_a_policy_that_joins_is_embedded_like_the_library(opened):
+    q_table = np.random.default_rng(3).normal(size=(36, 4))
+    mine = opened.with_policy("tuned", q_table, setup="gold", seed=1)
+    embedder = opened.retriever.embeddings.embedder(opened.library.layout(1))
+    expected = embedder.embed(CellPolicy(greedy_actions(q_table)))
+    assert np.array_equal(mine.retriever.embeddings.embeddings[-1], expected)
+    again = opened.with_layout("mine", MAP).library
+    assert len(again.episodes) == len(again.policies) == len(again.q_tables) == len(again.visits) == len(again.timings)
+
+
+def test_the_questions_own_policies_take_no_part(opened):
+    answer = opened.ask("fast exit with gold", strategy="library")
+    setups = opened.library.policies.set_index("policy_id").loc[list(answer.policy_ids), "setup"]
+    assert "path-gold" not in set(setups)
+    assert len(set(setups)) == 7
+
+
+def test_an_undivided_question_is_judged_by_a_policy_of_its_own_world(opened):
+    mine = opened
+    for setup, seed in (("gold", 0), ("lever", 1)):
+        q_table, _ = best_q_table(opened, setup, seed)
+        mine = mine.with_policy(f"dancer {seed}", q_table, setup=setup, seed=seed, description="Dance to the exit.")
+    answer = mine.ask("Dance to the exit.", seed=1, how="none", strategy="targeted")
+    assert (answer.setup, answer.policy_ids) == ("lever", ("dancer 1",))
+
+
+@pytest.mark.parametrize("question", [{"query": None}, {"top_k": 2.5}, {"top_k": "3"}, {"seed": [1]}, {"how": "magic"}])
+def test_a_question_that_cannot_be_asked_is_refused(opened, question):
+    with pytest.raises(LeverError):
+        opened.ask(**({"query": "gold"} | question))
 
 
 def record_of_another_source(donor, row, q_table):
@@ -265,7 +368,18 @@ def test_the_answer_is_drawn_and_saved(opened, tmp_path):
         assert recipe.outcome().return_ == answer.return_
 
 
-@pytest.mark.parametrize("harm", ["absent", "text", "empty", "other", "short", "method", "objects"])
+HARM = {
+    "short": ("q_tables", np.zeros((1, 9, 4))),
+    "nan": ("q_tables", np.full((3, 36, 4), np.nan)),
+    "negative": ("visits", np.full((3, 36, 4), -1)),
+    "alpha": ("alpha", -3.0),
+    "codes": ("layout", np.full((6, 6), 256)),
+    "method": ("method", "magic"),
+    "objects": ("alpha", np.array(None, dtype=object)),
+}
+
+
+@pytest.mark.parametrize("harm", ["absent", "text", "empty", "other", *HARM])
 def test_a_file_that_is_no_policy_is_refused(opened, tmp_path, harm):
     path = tmp_path / "policy.npz"
     opened.ask("gold", seed=2).save(path)
@@ -280,18 +394,39 @@ def test_a_file_that_is_no_policy_is_refused(opened, tmp_path, harm):
     elif harm == "other":
         np.savez(path, a=1)
     else:
-        changed = {
-            "short": ("q_tables", np.zeros((1, 9, 4))),
-            "method": ("method", "magic"),
-            "objects": ("alpha", None),
-        }
-        name, value = changed[harm]
-        np.savez(path, **parts | {name: np.array(value, dtype=object) if harm == "objects" else value})
+        name, value = HARM[harm]
+        np.savez(path, **parts | {name: value[: len(parts["policy_ids"])] if np.ndim(value) == 3 else value})
     with pytest.raises(LeverError, match=r"policy\.npz"):
         load_policy(path)
 
 
-def test_a_policy_that_cannot_be_written_leaves_nothing(opened, tmp_path):
+def test_a_damaged_file_is_read_or_refused_but_never_crashes(opened, tmp_path):
+    path = tmp_path / "policy.npz"
+    opened.ask("gold", seed=2).save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        harmed = bytearray(whole)
+        harmed[rng.integers(len(harmed))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(harmed[: rng.integers(len(harmed))] if rng.random() < 0.2 else harmed)
+        try:
+            load_policy(path)
+        except LeverError:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_policy_that_cannot_be_written_leaves_nothing(opened, monkeypatch, tmp_path):
+    answer = opened.ask("gold")
     with pytest.raises(OSError, match="nowhere"):
-        opened.ask("gold").save(tmp_path / "nowhere" / "policy.npz")
+        answer.save(tmp_path / "nowhere" / "policy.npz")
+
+    def full(file, **content):
+        file.write(b"half")
+        raise OSError(28, "No space left on device", "policy.npz")
+
+    monkeypatch.setattr("lever_lib.recipe.np.savez_compressed", full)
+    with pytest.raises(OSError, match="No space"):
+        answer.save(tmp_path / "policy.npz")
     assert list(tmp_path.iterdir()) == []

@@ -45,6 +45,12 @@ def test_its_python_runs(monkeypatch, tmp_path, capsys):
     assert "random walk" in capsys.readouterr().out
 
 
+def test_what_stands_alone_imports_what_it_needs():
+    worlds = [block for block in blocks("python") if "gymnasium.make" in block]
+    assert len(worlds) == 1
+    assert worlds[0].index("import lever_lib") < worlds[0].index("gymnasium.make")
+
+
 def test_the_first_python_example_is_about_ten_lines():
     assert len([line for line in blocks("python")[0].splitlines() if line]) <= 10
 

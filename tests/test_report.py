@@ -63,6 +63,13 @@ def test_another_root_takes_over_what_the_repository_holds(published, smoke_para
     assert not elsewhere.fresh(experiment.STAGE), "the experiment itself is not here"
 
 
+def test_damaged_published_files_are_not_taken_over(published, smoke_params, monkeypatch, tmp_path):
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
+    (published.folder / "composition" / "results.csv").write_text("spec\n")
+    with pytest.raises(MissingArtifactError, match="05_composition"):
+        report.build_report(Outputs("smoke", smoke_params, tmp_path / "elsewhere"))
+
+
 def test_without_results_the_notebook_to_run_is_named(smoke_params, monkeypatch, tmp_path):
     monkeypatch.setattr(artifacts, "ROOT", tmp_path / "a clone without results")
     with pytest.raises(MissingArtifactError, match="run notebook 05_composition"):

@@ -2,26 +2,32 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lever_lib.stats import layout_shares, mean_interval, seconds_summary, share_summary
-
-
-def test_a_layout_is_averaged_before_anything_else():
-    results = pd.DataFrame(
-        {
-            "seed": ["0000", "0000", "0001"],
-            "strategy": "targeted",
-            "method": "gpi",
-            "return": [50.0, 100.0, 30.0],
-            "optimum": [100.0, 100.0, 60.0],
-        }
-    )
-    assert layout_shares(results)["share"].tolist() == [0.75, 0.5]
+from lever_lib.stats import mean_interval, neighbour_agreement, seconds_summary, share_summary
 
 
 def test_a_share_needs_a_positive_optimum():
-    results = pd.DataFrame({"seed": ["0"], "strategy": "a", "method": "b", "return": [1.0], "optimum": [0.0]})
+    results = pd.DataFrame(
+        {"seed": ["0"], "strategy": "a", "method": "b", "return": [1.0], "optimum": [0.0], "stuck": False}
+    )
     with pytest.raises(ValueError, match="optimum"):
-        layout_shares(results)
+        share_summary(results, np.random.default_rng(0))
+
+
+def test_equal_shares_have_equal_intervals():
+    part = pd.DataFrame({"seed": list("01234"), "return": [1.0, 2.0, 3.0, 5.0, 8.0], "optimum": 10.0, "stuck": False})
+    results = pd.concat([part.assign(strategy=name, method="m") for name in ("targeted", "hybrid")])
+    summary = share_summary(results, np.random.default_rng(0))
+    assert summary.loc[0, ["low", "high"]].tolist() == summary.loc[1, ["low", "high"]].tolist()
+
+
+def test_neighbours_are_looked_for_in_other_groups():
+    vectors = np.array([[0.0], [0.1], [1.0], [1.1], [5.0]])
+    labels = np.array(["a", "a", "b", "b", "a"])
+    groups = np.array([0, 0, 1, 2, 3])
+    # 0 and 1 may not see each other and find 2 (b); 2 and 3 find each other; 4 finds 3 (b)
+    agreement, chance = neighbour_agreement(vectors, labels, groups)
+    assert agreement == 2 / 5
+    assert chance == pytest.approx((1 / 3 + 1 / 3 + 1 / 4 + 1 / 4 + 2 / 4) / 5)
 
 
 def test_the_interval_of_a_mean():

@@ -11,7 +11,17 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 
-from lever_lib.envs.gridworld import ACTIONS, BUMP, ENTER_EMPTY, ENTER_EXIT, ENTER_HAZARD, Layout, enter, make_layout
+from lever_lib.envs.gridworld import (
+    ACTIONS,
+    BUMP,
+    ENTER_EMPTY,
+    ENTER_EXIT,
+    ENTER_HAZARD,
+    Layout,
+    drawn,
+    enter,
+    make_layout,
+)
 from lever_lib.envs.layouts import AGENT, EMPTY, EXIT, HAZARD
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
@@ -74,6 +84,7 @@ class GridWorldEnv(gymnasium.Env):
             raise LeverError(f"action = {action!r}: must be a whole number from 0 to {ACTIONS - 1}")
         if self._over:
             raise LeverError("step: the episode is over, call reset first")
+        action = int(action)
         rewards, transitions = self.layout.rewards(self.system), self.layout.transitions
         event = int(transitions.event[self._cell, action])
         reward = float(rewards.fixed[self._cell, action])
@@ -97,7 +108,7 @@ class GridWorldEnv(gymnasium.Env):
         """The world as an image, uint8 (pixels, pixels, 3), or as text, as `render_mode` says."""
         if self.render_mode == "rgb_array":
             return picture(self._observation(), self.layout.cells)
-        return self.layout.drawn(np.array([self._cell])) if self.render_mode == "ansi" else None
+        return drawn(self._world, [self._cell]) if self.render_mode == "ansi" else None
 
     def _start_over(self) -> None:
         self._cell, self._steps, self._over = 0, 0, False

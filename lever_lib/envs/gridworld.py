@@ -113,13 +113,14 @@ class Layout:
     _cache: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        cells = np.array(self.cells, dtype=np.int8)
+        cells = np.asarray(self.cells)
         if cells.ndim != 2 or cells.shape[0] != cells.shape[1]:
             raise LeverError(f"cells of layout {self.name!r}: must be square, are {cells.shape}")
         if self.moves not in MOVE_SETS:
             raise LeverError(f"moves = {self.moves!r}: must be one of {', '.join(MOVE_SETS)}")
         if not np.isin(cells, list(_SYMBOLS)).all():
             raise LeverError(f"layout {self.name!r}: cell codes must be among {sorted(_SYMBOLS)}")
+        cells = cells.astype(np.int8)
         corners = cells.flat[0] == START and cells.flat[-1] == EXIT
         if not corners or (cells == EXIT).sum() != 1 or (cells == START).sum() != 1:
             raise LeverError(f"layout {self.name!r}: the only start must be the first cell and the only exit the last")
@@ -197,12 +198,7 @@ class Layout:
 
         S start, E exit, G gold, L lever, # block, x hazard, . empty.
         """
-        on_path = np.isin(np.arange(self.cells.size), [] if cells is None else cells).reshape(self.cells.shape)
-        lines = []
-        for codes, marks in zip(self.cells, on_path, strict=True):
-            symbols = [_SYMBOLS[int(code)] for code in codes]
-            lines.append("".join(f"[{s}]" if mark else f" {s} " for s, mark in zip(symbols, marks, strict=True)))
-        return "\n".join(lines)
+        return drawn(self.cells, [] if cells is None else cells)
 
     @cached_property
     def lever_then_exit(self) -> bool:
@@ -224,6 +220,16 @@ class Layout:
             if (grown == reached).all():
                 return reached
             reached = grown
+
+
+def drawn(codes: np.ndarray, marked: np.ndarray | list[int]) -> str:
+    """A world as text, one character per cell code; the cells in `marked` in brackets."""
+    marks = np.isin(np.arange(codes.size), marked).reshape(codes.shape)
+    lines = []
+    for row, on_path in zip(codes, marks, strict=True):
+        symbols = [_SYMBOLS[int(code)] for code in row]
+        lines.append("".join(f"[{s}]" if mark else f" {s} " for s, mark in zip(symbols, on_path, strict=True)))
+    return "\n".join(lines)
 
 
 def reward_tables(transitions: Transitions, golds: int, system: RewardSystem) -> RewardTables:
@@ -301,8 +307,10 @@ def layout_from_text(text: str, name: str, moves: str = "forward") -> Layout:
     Raises:
         LeverError: if the rows do not form a square, or a symbol is unknown.
     """
+    if not isinstance(text, str):
+        raise LeverError(f"layout {name!r}: must be drawn as text, is {type(text).__name__}")
     codes = {symbol: code for code, symbol in _SYMBOLS.items()}
-    rows = [line.replace(" ", "") for line in text.strip().splitlines()]
+    rows = ["".join(line.split()) for line in text.strip().splitlines()]
     unknown = sorted(set("".join(rows)) - set(codes))
     if unknown:
         raise LeverError(f"layout {name!r}: unknown symbol {unknown[0]!r}; known: {' '.join(codes)}")

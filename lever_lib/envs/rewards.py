@@ -7,6 +7,7 @@ roll-out of a policy, counted in events, gives its return under every reward sys
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -40,7 +41,8 @@ class Component:
     Attributes:
         sentence: how a person would ask for it; also the text its policies are indexed under.
         pays: reward per event; names as in `EVENTS`.
-        words: regular expression of the words by which a question is understood to mean it; by default its name.
+        words: regular expression of the words by which a question is understood to mean it; by default its name. They
+            must occur in its own sentence and in no other component's.
         pays_legacy: `pays` under `legacy_gold_exit`, where it differs.
     """
 
@@ -79,6 +81,33 @@ COMPONENTS: dict[str, Component] = {
         words=r"levers?|switch\w*|mechanism\w*",
     ),
 }
+
+
+def components_named(text: str) -> tuple[str, ...]:
+    """Components that a text names by their words, in the order of the table."""
+    return tuple(
+        name
+        for name, component in COMPONENTS.items()
+        if re.search(rf"\b(?:{component.words or name})\b", text, re.IGNORECASE)
+    )
+
+
+def check_sentences() -> None:
+    """Refuse a component whose sentence would be misunderstood: nobody could ask for it.
+
+    Raises:
+        LeverError: naming the component.
+    """
+    for name, component in COMPONENTS.items():
+        named = components_named(component.sentence)
+        if named != (name,):
+            raise LeverError(
+                f"component {name!r}: its sentence {component.sentence!r} must be recognised by its own words and by "
+                f"no other's, but names {', '.join(named) or 'none'}"
+            )
+
+
+check_sentences()
 
 COMPOSITE_SENTENCES: dict[str, str] = {
     "hazard-lever": "Activate the lever and avoid hazards while reaching the exit.",
@@ -145,6 +174,8 @@ def reward_system(name: str, legacy_gold_exit: bool = False) -> RewardSystem:
     Raises:
         LeverError: if a component is unknown or named twice.
     """
+    if not isinstance(name, str):
+        raise LeverError(f"setup {name!r}: must be component names joined by '-'")
     parts = name.split("-")
     unknown = [part for part in parts if part not in COMPONENTS]
     if unknown:
