@@ -58,13 +58,13 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     whole = stage is None or outputs.fresh(stage)
     if entry and whole and entry["key"] == _key(path, outputs) and not damaged_files(outputs.folder, entry):
         return False
-    outputs.forget(entry_name)
     target = outputs.folder / "notebooks" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     draft, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
     _execute(path, draft, failed, spec)
     _strip_traces(draft)
+    outputs.forget(entry_name)
     draft.replace(target)
     figures = sorted((outputs.folder / "figures").glob(f"{path.name[:2]}_*"))
     files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *figures]}

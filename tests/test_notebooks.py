@@ -76,10 +76,14 @@ def test_the_whole_pipeline_runs_at_toy_size_and_is_not_repeated(tmp_path):
 
 def test_a_notebook_without_its_inputs_says_which_to_run_first(tmp_path):
     outputs = Outputs("smoke", load_params("smoke"), tmp_path)
+    published = {"key": "k", "root_seed": 0, "files": {}}
+    outputs.folder.mkdir()
+    outputs.enter("notebooks/02_pi2vec", published)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEVER_OUTPUTS", str(tmp_path))
         with pytest.raises(LeverError, match=r"02_pi2vec.*run notebook 01_generation"):
             run_notebook(NOTEBOOKS[1], "smoke", outputs)
+    assert outputs.manifest()["notebooks/02_pi2vec"] == published, "what was there before is still there"
     assert (tmp_path / "smoke" / "notebooks" / "02_pi2vec.failed.ipynb").is_file()
     assert not (tmp_path / "smoke" / "notebooks" / "02_pi2vec.ipynb").exists()
 
