@@ -15,7 +15,7 @@ from lever_lib import index, library, pi2vec, regressor
 from lever_lib.artifacts import Outputs
 from lever_lib.composition import Pool
 from lever_lib.composition import method as find_method
-from lever_lib.decompose import decompose
+from lever_lib.decompose import Decomposition, decompose
 from lever_lib.envs.gridworld import Layout, layout_from_text, make_layout
 from lever_lib.envs.rewards import COMPONENTS, RewardSystem, reward_system
 from lever_lib.errors import LeverError
@@ -138,30 +138,12 @@ class OpenLibrary:
         composer = find_method(method)
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise LeverError(f"top_k = {top_k!r}: must be a whole number, at least 1")
-        layout = self.library.layout(self.params.seeds[0] if seed is None else seed)
-        name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
-        how = how or settings.decompose
-        split = decompose(query, _ASK.pool, how)
-        if not split.sub_queries:
-            raise LeverError(
-                f"query {query!r}: no objective recognised; this library knows {', '.join(COMPONENTS)}, "
-                "for instance 'find the fastest exit and collect gold'"
-            )
-        vectors = encode(list(split.sub_queries), settings.encoder)
-        if how == "none":
-            scope = Scope(layout.name, name, self.library.setups)
-            system = self._nearest_system(vectors, scope)
-        else:
-            scope = Scope(layout.name, name, _ASK.setups)
-            system = self.library.system("-".join(split.objectives))
         top_k = settings.top_k if top_k is None else top_k
         count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
-        found = self.retriever.candidates(vectors, scope, system, count, filter_energy)
-        for sub_query, table in zip(split.sub_queries, found, strict=True):
-            if table.empty:
-                gate = settings.cosine_gate
-                raise LeverError(f"query {sub_query!r}: no policy has a cosine of search.cosine_gate = {gate} or more")
-        pool, rows = self._pool(layout, system, scope, found)
+        layout = self.library.layout(self.params.seeds[0] if seed is None else seed)
+        name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
+        split, system, found = self._find(query, Scope(layout.name, name, ()), how, count, filter_energy)
+        pool, rows = self._pool(layout, name, system, found)
         local = {row: position for position, row in enumerate(rows)}
         combos = combinations(
             strategy,
@@ -193,6 +175,35 @@ class OpenLibrary:
             seconds=time.perf_counter() - started,
         )
 
+    def _find(
+        self, query: str, scope: Scope, how: str | None, count: int, filter_energy: bool
+    ) -> tuple[Decomposition, RewardSystem, list[pd.DataFrame]]:
+        """Split a question, decide what its answer is judged by, find the candidates of each part.
+
+        The scope says where to look; for which set-ups follows from the question.
+        """
+        settings = self.params.search
+        how = how or settings.decompose
+        split = decompose(query, _ASK.pool, how)
+        if not split.sub_queries:
+            raise LeverError(
+                f"query {query!r}: no objective recognised; this library knows {', '.join(COMPONENTS)}, "
+                "for instance 'find the fastest exit and collect gold'"
+            )
+        vectors = encode(list(split.sub_queries), settings.encoder)
+        if how == "none":
+            scope = replace(scope, setups=self.library.setups)
+            system = self._nearest_system(vectors, scope)
+        else:
+            scope = replace(scope, setups=_ASK.setups)
+            system = self.library.system("-".join(split.objectives))
+        found = self.retriever.candidates(vectors, scope, system, count, filter_energy)
+        for sub_query, table in zip(split.sub_queries, found, strict=True):
+            if table.empty:
+                gate = settings.cosine_gate
+                raise LeverError(f"query {sub_query!r}: no policy has a cosine of search.cosine_gate = {gate} or more")
+        return split, system, found
+
     def _nearest_system(self, vectors: np.ndarray, scope: Scope) -> RewardSystem:
         """What an undivided query is judged by: the reward of the policy whose sentence it comes closest to."""
         rows = self.retriever.rows(scope)
@@ -202,13 +213,13 @@ class OpenLibrary:
         return self.library.system(self.library.policies["setup"].iloc[row])
 
     def _pool(
-        self, layout: Layout, system: RewardSystem, scope: Scope, found: list[pd.DataFrame]
+        self, layout: Layout, library: str, system: RewardSystem, found: list[pd.DataFrame]
     ) -> tuple[Pool, np.ndarray]:
         """Candidates and everything else of this layout and library, and their library rows.
 
         Policies trained for the question itself take part only where they were found.
         """
-        rows = self.retriever.rows(Scope(scope.seed, scope.library, self.library.setups))
+        rows = self.retriever.rows(Scope(layout.name, library, self.library.setups))
         others = rows[self.library.policies["setup"].to_numpy()[rows] != system.name]
         rows = np.unique(np.concatenate([others, *(table["row"] for table in found)]))
         q_tables, visits = (np.array(table[rows]) for table in (self.library.q_tables, self.library.visits))
