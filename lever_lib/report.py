@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import files
 
 import pandas as pd
 
 from lever_lib import experiment
 from lever_lib.artifacts import Outputs, Stage
+from lever_lib.envs.gridworld import make_layout
+from lever_lib.envs.rewards import reward_system
+from lever_lib.params import Grid
+from lever_lib.planning import optimum
 from lever_lib.seeding import stream
 from lever_lib.stats import LEVEL, seconds_summary, share_summary
 
 STAGE = Stage(
     name="results",
     notebook="06_results",
-    files=("shares.csv", "timings.csv", "table.tex"),
-    params=("root_seed",),
+    files=("shares.csv", "timings.csv", "published_comparison.csv", "table.tex"),
+    params=("root_seed", "grid"),
     upstream=(experiment.STAGE,),
     module="lever_lib.report",
     from_published=True,
@@ -24,6 +29,9 @@ STAGE = Stage(
 ALL = "all"  # a column that is not kept apart
 REFERENCES = {"best single": "best_single_return", "scratch": "scratch_return"}
 _GROUPS = ((), ("library",), ("query_class", "setup"))
+# Exit rule for gold of the published tables: the only one under which their numbers come out.
+_PUBLISHED_LEGACY_EXIT = {"16x16": True, "32x32": False}
+_CENT = 0.005
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,13 @@ class Report:
     Attributes:
         shares: share of the optimum with intervals and stuck share; `all` where a column is not kept apart.
         seconds: of a query, by strategy and method.
+        comparison: every return of the published `exnonzero` table of this spec beside ours; empty if there is none.
         latex: the overall shares as a LaTeX table.
     """
 
     shares: pd.DataFrame
     seconds: pd.DataFrame
+    comparison: pd.DataFrame
     latex: str
 
     def overall(self) -> pd.DataFrame:
@@ -65,10 +75,49 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
             shares = _shares(results, outputs.params.root_seed)
             shares.round(6).to_csv(folder / "shares.csv", index=False)
             seconds_summary(timings).to_csv(folder / "timings.csv", index=False)
+            comparison = published_comparison(results, outputs.spec, outputs.params.grid)
+            comparison.to_csv(folder / "published_comparison.csv", index=False)
             (folder / "table.tex").write_text(latex_table(shares, outputs.spec))
     folder = outputs.require(STAGE)
-    shares, seconds = (pd.read_csv(folder / name, dtype={"library": str}) for name in STAGE.files[:2])
-    return Report(shares, seconds, (folder / "table.tex").read_text())
+    text = {"library": str, "seed": str}
+    shares, seconds, comparison = (pd.read_csv(folder / name, dtype=text) for name in STAGE.files[:3])
+    return Report(shares, seconds, comparison, (folder / "table.tex").read_text())
+
+
+def same_exit_rule(spec: str, grid: Grid) -> bool:
+    """Whether a spec pays for gold at the exit as its published table does, so that results compare as they are."""
+    return _PUBLISHED_LEGACY_EXIT.get(spec, grid.legacy_gold_exit) == grid.legacy_gold_exit
+
+
+def published_comparison(results: pd.DataFrame, spec: str, grid: Grid) -> pd.DataFrame:
+    """Every return of the published `exnonzero` table of a spec beside ours.
+
+    Where the spec pays for gold by another rule than the published table, its results answer other questions; then ours
+    is the exact optimum under the published rule, which `exnonzero` reaches wherever training has seen every move.
+
+    Args:
+        results: of the experiment.
+        spec: `16x16` and `32x32` are published; for others the table is empty.
+        grid: of the spec.
+
+    Returns:
+        Columns `setup, library, seed, query_class, strategy, method, published_return, return, agrees`; `return` is nan
+        where the run has no such row, and agreement is to the cent.
+    """
+    with files("lever_lib").joinpath("data/published_exnonzero.csv").open(encoding="utf-8") as file:
+        published = pd.read_csv(file, dtype={"seed": str}).query("spec == @spec").drop(columns="spec")
+    keys = ["setup", "library", "seed", "query_class", "strategy", "method"]
+    if same_exit_rule(spec, grid):
+        table = published.merge(results[[*keys, "return"]], on=keys, how="left")
+    else:
+        problems = published[["seed", "setup"]].drop_duplicates()
+        best = [
+            optimum(make_layout(grid, row.seed), reward_system(row.setup, _PUBLISHED_LEGACY_EXIT[spec])).return_
+            for row in problems.itertuples()
+        ]
+        table = published.merge(problems.assign(**{"return": best}), on=["seed", "setup"])
+    table["agrees"] = (table["return"] - table["published_return"]).abs() < _CENT
+    return table[[*keys, "published_return", "return", "agrees"]]
 
 
 def _shares(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:

@@ -1,12 +1,18 @@
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lever_lib import artifacts, experiment, report
 from lever_lib.artifacts import Outputs
+from lever_lib.envs.gridworld import make_layout
+from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import MissingArtifactError
+from lever_lib.params import load_params
+from lever_lib.planning import optimum
 
 
 @pytest.fixture
@@ -80,3 +86,42 @@ def test_damaged_published_results_are_named(published):
     (published.folder / "composition" / "results.csv").write_text("spec\n")
     with pytest.raises(MissingArtifactError, match=r"results\.csv is missing or damaged"):
         report.build_report(published)
+
+
+def rows_of(spec):
+    """Results that hold the optimum of every published problem."""
+    grid = load_params(spec).grid
+    published = report.published_comparison(pd.DataFrame(columns=[*KEYS, "return"]), spec, grid)
+    best = {
+        (seed, setup): optimum(make_layout(grid, seed), reward_system(setup, grid.legacy_gold_exit)).return_
+        for seed, setup in published[["seed", "setup"]].drop_duplicates().itertuples(index=False)
+    }
+    returns = [best[seed, setup] for seed, setup in zip(published["seed"], published["setup"], strict=True)]
+    return published[KEYS].assign(**{"return": returns}), grid
+
+
+KEYS = ["setup", "library", "seed", "query_class", "strategy", "method"]
+
+
+@pytest.mark.parametrize("spec", ["16x16", "32x32"])
+def test_every_published_return_stands_beside_ours(spec):
+    results, grid = rows_of(spec)
+    table = report.published_comparison(results, spec, grid)
+    assert len(table) == 270
+    assert table["agrees"].all()
+    results.loc[3, "return"] += 0.01
+    assert not report.published_comparison(results.drop(index=7), spec, grid)["agrees"].iloc[[3, 7]].any()
+
+
+def test_under_another_exit_rule_the_published_one_is_computed():
+    results, grid = rows_of("16x16")
+    newer = replace(grid, legacy_gold_exit=False)
+    assert not report.same_exit_rule("16x16", newer)
+    wrong = results.assign(**{"return": 0.0})
+    assert report.published_comparison(wrong, "16x16", newer)["agrees"].all()
+
+
+def test_nothing_is_compared_where_nothing_is_published(smoke, smoke_outputs):
+    table = report.build_report(smoke_outputs).comparison
+    assert table.columns.tolist() == [*KEYS, "published_return", "return", "agrees"]
+    assert table.empty
