@@ -29,9 +29,9 @@ from lever_lib.params import Params, resolved
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = "manifest.json"
 _DAMAGED = "is missing or damaged"
+STUDY = "study"  # folder of results that take hours
 # What a published spec keeps in git, by path within its folder; `.gitignore` says the same. Everything else is bulky
 # and comes back by running.
-STUDY = "study"
 PUBLISHED = ("composition/*.csv", "results/*", "figures/*", "notebooks/*.ipynb")
 
 

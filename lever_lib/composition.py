@@ -140,6 +140,7 @@ def register(
         raise LeverError(f"rung = {rung}: must be 0, 1, 2 or 3")
 
     def add(compose: Callable[..., Policy]) -> Callable[..., Policy]:
+        """Enter the function in `METHODS` and leave it as it is."""
         known = METHODS.get(name)
         if known and known.compose.__module__ == __name__ != compose.__module__:
             raise LeverError(f"method {name!r}: is built in; choose another name")

@@ -170,6 +170,9 @@ class Library:
         """
         if not records:
             raise LeverError("records: there must be at least one")
+        names = [layout.name for layout in layouts]
+        if len(set(names)) != len(names):
+            raise LeverError(f"layouts: each name may be used once, are {names}")
         worlds = self.layouts | {layout.name: check_layout(layout, self) for layout in layouts}
         known = set(self.policies["policy_id"])
         for record in records:
@@ -181,13 +184,12 @@ class Library:
                 raise LeverError(f"layout {layout.name!r}: comes without a policy")
         rows = _policy_table(self.spec, self.params, list(records), worlds)
         times = _timing_table(self.params, list(records), 0.0, None)
-        joined = replace(self)
+        rows["q_index"] += len(self.policies)
         visits = [_as_stored(record.visits) for record in records]
+        joined = replace(self)
         vars(joined).update(  # what a library reads from its files when first asked for it
             layouts=worlds,
-            policies=pd.concat([self.policies, rows.assign(q_index=rows["q_index"] + len(self.policies))]).reset_index(
-                drop=True
-            ),
+            policies=pd.concat([self.policies, rows], ignore_index=True),
             timings=pd.concat([self.timings, times], ignore_index=True),
             q_tables=np.concatenate([self.q_tables, [record.q_table for record in records]]),
             visits=np.concatenate([self.visits, visits]),

@@ -160,7 +160,7 @@ def run_spec(spec: str, start: str) -> None:
         bars_follow = sys.stderr.isatty()
         sys.stderr.write(title + ("\n" if bars_follow else " "))
         sys.stderr.flush()
-        started, result = time.perf_counter(), "failed"
+        started, result = time.perf_counter(), "not finished"
         try:
             ran = run_notebook(path, spec, outputs)
             result = f"{time.perf_counter() - started:.1f} s" if ran else "up to date"

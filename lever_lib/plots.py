@@ -52,6 +52,7 @@ def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
 
     @wraps(draw)
     def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+        """Draw, in the project's style."""
         with plt.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             interactive = plt.isinteractive()

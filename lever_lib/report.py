@@ -28,6 +28,7 @@ STAGE = Stage(
 
 ALL = "all"  # a column that is not kept apart
 REFERENCES = {"best single": "best_single_return", "scratch": "scratch_return"}
+_KEYS = ("library", "query_class", "setup")
 _GROUPS = ((), ("library",), ("query_class", "setup"))
 # Exit rule for gold of the published tables: the only one under which their numbers come out.
 _PUBLISHED_LEGACY_EXIT = {"16x16": True, "32x32": False}
@@ -52,7 +53,7 @@ class Report:
 
     def overall(self) -> pd.DataFrame:
         """Shares over all libraries and queries."""
-        return self.shares.query("library == @ALL and query_class == @ALL").reset_index(drop=True)
+        return overall(self.shares)
 
     def by(self, column: str) -> pd.DataFrame:
         """Shares by `library`, or by `query` (class and set-up)."""
@@ -60,6 +61,11 @@ class Report:
             return self.shares.query("library != @ALL").reset_index(drop=True)
         rows = self.shares.query("query_class != @ALL").reset_index(drop=True)
         return rows.assign(query=rows["query_class"] + "\n" + rows["setup"])
+
+
+def overall(shares: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `all_shares` in which libraries and queries are not kept apart."""
+    return shares.query("library == @ALL and query_class == @ALL").reset_index(drop=True)
 
 
 def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
@@ -72,7 +78,7 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
     if overwrite or not outputs.fresh(STAGE):
         results, timings = experiment.read_results(outputs)
         with outputs.writing(STAGE) as folder:
-            shares = _shares(results, outputs.params.root_seed)
+            shares = all_shares(results, outputs.params.root_seed)
             shares.round(6).to_csv(folder / "shares.csv", index=False)
             seconds_summary(timings).to_csv(folder / "timings.csv", index=False)
             comparison = published_comparison(results, outputs.spec, outputs.params.grid)
@@ -120,7 +126,16 @@ def published_comparison(results: pd.DataFrame, spec: str, grid: Grid) -> pd.Dat
     return table[[*keys, "published_return", "return", "agrees"]]
 
 
-def _shares(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
+def all_shares(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
+    """Share of the optimum over everything, by library and by query, for every method and for the references.
+
+    Args:
+        results: of the experiment.
+        root_seed: of the params.
+
+    Returns:
+        Columns as in `results/shares.csv`; the keys of `REFERENCES` stand among the methods.
+    """
     parts = []
     for by in _GROUPS:
         parts.append(share_summary(results, stream(root_seed, "bootstrap"), by))
@@ -132,12 +147,9 @@ def _shares(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
     return shares[[*_KEYS, *(column for column in shares if column not in _KEYS)]]
 
 
-_KEYS = ("library", "query_class", "setup")
-
-
 def latex_table(shares: pd.DataFrame, spec: str) -> str:
     """The overall shares: a row per method, a column per strategy; needs the LaTeX package booktabs."""
-    rows = shares.query("library == @ALL and query_class == @ALL")
+    rows = overall(shares)
     cells = rows.assign(
         cell=[
             f"{row.share:.3f} [{row.low:.3f}, {row.high:.3f}]"

@@ -281,6 +281,8 @@ def test_records_that_could_never_be_found_are_refused(opened):
         opened.with_records([])
     with pytest.raises(LeverError, match="comes without a policy"):
         opened.with_records([record], [layout_from_text(MAP, "empty")])
+    with pytest.raises(LeverError, match="each name may be used once"):
+        opened.with_records([record], [layout_from_text(MAP, "twice"), layout_from_text(MAP, "twice")])
 
 
 def test_counts_too_large_for_the_files_are_kept_at_the_largest(opened):
