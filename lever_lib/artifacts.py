@@ -167,7 +167,7 @@ class Outputs:
         draft = self.folder / f".{stage.name}.writing"
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(published / stage.name, draft)
-        _replace_folder(draft, self.folder / stage.name)
+        replace_folder(draft, self.folder / stage.name)
         self.enter(stage.name, entry)
 
     @contextmanager
@@ -194,7 +194,7 @@ class Outputs:
             written = sorted(path for path in draft.rglob("*") if path.is_file())
             files = {f"{stage.name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
             self.forget(stage.name)
-            _replace_folder(draft, self.folder / stage.name)
+            replace_folder(draft, self.folder / stage.name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         self.enter(stage.name, {"key": key, "root_seed": self.params.root_seed, "files": files})
@@ -354,7 +354,8 @@ def _write_text(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _replace_folder(new: Path, target: Path) -> None:
+def replace_folder(new: Path, target: Path) -> None:
+    """Put a finished folder in the place of an old one."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -84,10 +84,13 @@ class Support(Successors):
     Attributes:
         transitions: on the support; the rest is unknown.
         rewards: of these transitions.
+        fewest_golds: golds left at the least in each cell, int32 (S,); spares planners the states that no episode
+            comes to.
     """
 
     transitions: Transitions
     rewards: RewardTables
+    fewest_golds: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def gpi(view: Successors) -> SuccessorPolicy:
 def exnonzero(view: Experience) -> Policy:
     """ExNonZeroDiscount: drop moves that training has shown to be worse than a sibling, plan on what is left."""
     keep, _ = prune(view)
-    return plan(view.transitions, view.rewards, keep)
+    return plan(view.transitions, view.rewards, keep, view.fewest_golds)
 
 
 def method(name: str) -> Method:
@@ -196,8 +199,9 @@ def prune(view: Experience) -> tuple[np.ndarray, float]:
     once = view.alpha
     most = np.where(view.visits > 0, 1 - (1 - view.alpha) ** np.maximum(view.visits, 1), 1.0)
     upper, lower = np.empty(shape), np.empty(shape)
-    _bound(view.transitions, view.rewards, once, most, keep, upper, lower)
-    dropped, moves = _count_dropped(view.transitions, view.rewards.pay, keep, np.zeros(shape, np.bool_))
+    _bound(view.transitions, view.rewards, view.fewest_golds, once, most, keep, upper, lower)
+    reached = np.zeros(shape, np.bool_)
+    dropped, moves = _count_dropped(view.transitions, view.rewards.pay, keep, reached)
     return keep, dropped / max(moves, 1)
 
 
@@ -261,12 +265,12 @@ class Pool:
         successors = (q_tables, psi, np.concatenate(fixed), self.pay)
         if rung == 1:
             return Successors(*successors)
-        support = self.row_support(rung, members)
-        known = restrict(self.layout.transitions, support)
+        known = restrict(self.layout.transitions, self.row_support(rung, members))
         rewards = reward_tables(known, len(self.layout.golds), self.system)
+        support = (*successors, known, rewards, self.layout.fewest_golds)
         if rung == 2:
-            return Support(*successors, known, rewards)
-        return Experience(*successors, known, rewards, self.total_visits(members), self.alpha)
+            return Support(*support)
+        return Experience(*support, self.total_visits(members), self.alpha)
 
     def compose(self, method: Method, members: tuple[int, ...]) -> Policy:
         """The policy that a method makes of some of the policies.
@@ -313,6 +317,7 @@ class Pool:
 def _bound(
     transitions: Transitions,
     rewards: RewardTables,
+    fewest_golds: np.ndarray,
     once: float,
     most: np.ndarray,
     keep: np.ndarray,
@@ -324,7 +329,7 @@ def _bound(
     cells, golds = upper.shape[:2]
     highs, lows = np.empty(4), np.empty(4)
     for s in range(cells - 1, -1, -1):
-        for left in range(golds):
+        for left in range(fewest_golds[s], golds):
             for taken in range(2):
                 best_low, best = -np.inf, -1
                 best_high = -np.inf

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +18,21 @@ from lever_lib.decompose import decompose
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
 from lever_lib.jobs import run_jobs
+from lever_lib.params import Execution
 from lever_lib.pi2vec import Embedder
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy
 from lever_lib.queries import QUERIES, QUERY_CLASSES, Query
 from lever_lib.regressor import Predictor
-from lever_lib.rollout import evaluate
+from lever_lib.rollout import Policy, evaluate
 from lever_lib.search import Retriever, Scope
-from lever_lib.strategies import STRATEGIES, choose, combinations
+from lever_lib.strategies import STRATEGIES, Choice, choices, choose, combinations
 from lever_lib.text import encode
 
 STAGE = Stage(
     name="composition",
     notebook="05_composition",
-    files=("results.csv", "timings.csv"),
+    files=("results.csv", "timings.csv", "sweep.csv", "sweep_timings.csv", "direct.csv"),
     params=("grid", "search", "sarsa.alpha", "pi2vec"),
     upstream=(library_stage.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE),
     module="lever_lib.experiment",
@@ -53,14 +54,23 @@ RESULT_COLUMNS = [
     "combinations",
     "stuck",
 ]
-TIMING_COLUMNS = [
-    *KEY_COLUMNS,
-    "seconds_decompose",
-    "seconds_search",
-    "seconds_compose",
-    "seconds_score",
-    "scratch_seconds",
+SECONDS = ["seconds_decompose", "seconds_search", "seconds_compose", "seconds_score"]
+TIMING_COLUMNS = [*KEY_COLUMNS, *SECONDS, "scratch_seconds"]
+_JOB_COLUMNS = ["library", "seed", "query_class", "setup", "method"]
+SWEEP_COLUMNS = [
+    *_JOB_COLUMNS,
+    "k",
+    "combinations",
+    "return",
+    "best_return",
+    "predicted_return",
+    "optimum",
+    "stuck",
 ]
+SWEEP_TIMING_COLUMNS = [*_JOB_COLUMNS, "k", *SECONDS]
+DIRECT_COLUMNS = [*_JOB_COLUMNS, "policies", "return", "optimum", "stuck"]
+
+Rows = dict[str, list[dict]]  # by table: results, sweep, direct
 
 
 @dataclass(frozen=True)
@@ -120,23 +130,57 @@ class ExperimentJob:
     asked: list[Asked]
 
 
-def build_results(retriever: Retriever, outputs: Outputs, overwrite: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run the experiment, unless its tables on disk are whole and up to date.
+@dataclass(frozen=True)
+class Tables:
+    """What an experiment found; columns are explained in `lever_lib.columns`.
 
-    Returns:
-        Results and timings; columns as in `RESULT_COLUMNS` and `TIMING_COLUMNS`.
+    Attributes:
+        results: a row per query, strategy and method on every layout and library.
+        timings: the seconds of the same rows.
+        sweep: the same queries with the best k candidates per sub-query combined, for every k from 2.
+        sweep_timings: the seconds of these rows.
+        direct: what the right policies come to when nothing has to be retrieved.
     """
+
+    results: pd.DataFrame
+    timings: pd.DataFrame
+    sweep: pd.DataFrame
+    sweep_timings: pd.DataFrame
+    direct: pd.DataFrame
+
+    def write(self, folder: Path) -> None:
+        """One CSV per table."""
+        for name, table in vars(self).items():
+            table = table if name.endswith("timings") else table.round(9)
+            table.to_csv(folder / f"{name}.csv", index=False)
+
+
+def build_results(retriever: Retriever, outputs: Outputs, overwrite: bool = False) -> Tables:
+    """Run the experiment, unless its tables on disk are whole and up to date."""
     if overwrite or not outputs.fresh(STAGE):
         with outputs.writing(STAGE) as folder:
-            jobs = experiment_jobs(retriever)
             execution = retriever.library.params.execution
-            rows = [row for part in run_jobs(run_job, jobs, execution, "composing", threads=False) for row in part]
-            _write(pd.DataFrame(rows), folder)
+            run_experiment(experiment_jobs(retriever), execution, "composing").write(folder)
     return load_results(outputs)
 
 
-def load_results(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Open results and timings on disk.
+def run_experiment(jobs: list[ExperimentJob], execution: Execution, label: str) -> Tables:
+    """Run jobs, with a progress bar, and put their rows together."""
+    found = list(run_jobs(run_job, jobs, execution, label, threads=False))
+    results, sweep, direct = (
+        pd.DataFrame([row for part in found for row in part[table]]) for table in ("results", "sweep", "direct")
+    )
+    return Tables(
+        results[RESULT_COLUMNS],
+        results[TIMING_COLUMNS],
+        sweep.reindex(columns=SWEEP_COLUMNS),  # empty where a sub-query has one candidate
+        sweep.reindex(columns=SWEEP_TIMING_COLUMNS),
+        direct[DIRECT_COLUMNS],
+    )
+
+
+def load_results(outputs: Outputs) -> Tables:
+    """Open the tables on disk.
 
     Raises:
         MissingArtifactError: if they are absent, damaged or out of date.
@@ -145,16 +189,20 @@ def load_results(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame]:
     return read_results(outputs)
 
 
-def read_results(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Results and timings on disk, whatever became of the library they are about.
+def read_results(outputs: Outputs) -> Tables:
+    """The tables on disk, whatever became of the library they are about.
 
     Raises:
         MissingArtifactError: if they are absent or damaged.
     """
     folder = outputs.require_files(STAGE)
-    text = dict.fromkeys(KEY_COLUMNS, str)
-    results, timings = (pd.read_csv(folder / name, dtype=text, keep_default_na=False) for name in STAGE.files)
-    return results, timings
+    return Tables(*(read_table(folder / name) for name in STAGE.files))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of an experiment, its names kept as text."""
+    text = dict.fromkeys([*KEY_COLUMNS, "policies"], str)
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 
 def experiment_jobs(retriever: Retriever) -> list[ExperimentJob]:
@@ -229,56 +277,108 @@ def _ask(retriever: Retriever, plan: _QueryPlan, scope: Scope, policies: pd.Data
     )
 
 
-def run_job(job: ExperimentJob) -> list[dict]:
-    """Answer every question of a job with every strategy and method; one dictionary per row of the tables."""
+def run_job(job: ExperimentJob) -> Rows:
+    """Answer every question of a job with every strategy and method."""
     METHODS.update({method.name: method for method in job.methods})
-    list(_answer(job, job.asked[0]))  # warm: compiled kernels are loaded before anything is timed
-    return [row for asked in job.asked for row in _answer(job, asked)]
+    _answer(job, job.asked[0])  # warm: compiled kernels are loaded before anything is timed
+    rows: Rows = {"results": [], "sweep": [], "direct": []}
+    for asked in job.asked:
+        for table, more in _answer(job, asked).items():
+            rows[table] += more
+    return rows
 
 
-def _answer(job: ExperimentJob, asked: Asked) -> Iterator[dict]:
+def _answer(job: ExperimentJob, asked: Asked) -> Rows:
     layout = job.embedder.layout
     system = reward_system(asked.query.setup, job.legacy_gold_exit)
     pool = Pool(layout, system, job.q_tables, job.visits, job.alpha)
     single = np.array([evaluate(CellPolicy(actions), layout, system).return_ for actions in pool.actions])
-    best = optimum(layout, system).return_
-    for strategy in STRATEGIES:
-        combos = combinations(strategy, asked.candidates, job.top_k, asked.everything)
-        searched = strategy != "library"
-        for method in job.methods:
-            # A pool of its own: nothing that another row computed may shorten the time of this one.
-            choice = choose(pool.fresh(), method, combos, job.embedder, job.predictor)
-            found = evaluate(choice.policy, layout, system)
-            support = pool.support_return(method.rung, choice.members)
-            yield {
-                "spec": job.spec,
-                "library": job.library,
-                "seed": layout.name,
-                "query_class": asked.query.query_class,
-                "setup": system.name,
-                "query": asked.query.text,
-                "strategy": strategy,
-                "method": method.name,
-                "rung": method.rung,
-                "policies": "+".join(job.policies["policy_id"].iloc[list(choice.members)]),
-                "return": found.return_,
-                "optimum": best,
-                "support_return": support,
-                "scratch_return": single[asked.scratch],
-                "best_single_return": single[list(choice.members)].max(),
-                "predicted_return": choice.predicted_return,
-                "coverage_regret": best - support,
-                "composition_regret": support - found.return_,
-                "combinations": choice.combinations,
-                "stuck": found.stuck,
-                "seconds_decompose": asked.seconds_decompose if searched else 0.0,
-                "seconds_search": asked.seconds_search if searched else 0.0,
-                "seconds_compose": choice.seconds_compose,
-                "seconds_score": choice.seconds_score,
-                "scratch_seconds": job.train_seconds[asked.scratch],
-            }
+    about = {
+        "library": job.library,
+        "seed": layout.name,
+        "query_class": asked.query.query_class,
+        "setup": system.name,
+        "optimum": optimum(layout, system).return_,
+    }
+    rows: Rows = {"results": [], "sweep": [], "direct": []}
+    most = max(map(len, asked.candidates))
+    for method in job.methods:
+        by_k = _sweep(job, asked, pool, method)
+        # Pools of their own: nothing that another row computed may shorten the time of this one.
+        everything = choose(pool.fresh(), method, [tuple(asked.everything)], job.embedder, job.predictor)
+        chosen = {"targeted": by_k[1], "hybrid": by_k[min(job.top_k, most)], "exhaustive": by_k[most]}
+        for strategy, (choice, _) in (chosen | {"library": (everything, None)}).items():
+            found = _result(job, asked, pool, method, choice, single, about["optimum"])
+            rows["results"].append(about | {"strategy": strategy} | found | _seconds(choice, asked, strategy))
+        for k in range(2, most + 1):
+            choice, best_return = by_k[k]
+            found = {"method": method.name, "k": k, "combinations": choice.combinations, "best_return": best_return}
+            found |= _outcome(choice.policy, pool) | {"predicted_return": choice.predicted_return}
+            rows["sweep"].append(about | found | _seconds(choice, asked, "hybrid"))
+        members = tuple(_best_snapshot(job.policies, part) for part in asked.query.parts)
+        found = {"method": method.name, "policies": _names(job, members)}
+        rows["direct"].append(about | found | _outcome(pool.compose(method, members), pool))
+    rows["results"].sort(key=lambda row: STRATEGIES.index(row["strategy"]))
+    return rows
 
 
-def _write(rows: pd.DataFrame, folder: Path) -> None:
-    rows[RESULT_COLUMNS].round(9).to_csv(folder / "results.csv", index=False)
-    rows[TIMING_COLUMNS].to_csv(folder / "timings.csv", index=False)
+def _sweep(job: ExperimentJob, asked: Asked, pool: Pool, method: Method) -> dict[int, tuple[Choice, float]]:
+    """For every k, the choice among combinations of the first k candidates, and the best return of any of them."""
+    best_return = -np.inf
+
+    def watch(policy: Policy) -> None:
+        """Note what a policy really earns; nothing is chosen by it."""
+        nonlocal best_return
+        best_return = max(best_return, evaluate(policy, pool.layout, pool.system).return_)
+
+    combos = combinations("exhaustive", asked.candidates, job.top_k, ())
+    sizes = range(1, max(map(len, asked.candidates)) + 1)
+    ends = [math.prod(min(k, len(rows)) for rows in asked.candidates) for k in sizes]
+    chosen = choices(pool.fresh(), method, combos, ends, job.embedder, job.predictor, watch)
+    return {k: (choice, best_return) for k, choice in zip(sizes, chosen, strict=True)}
+
+
+def _result(
+    job: ExperimentJob, asked: Asked, pool: Pool, method: Method, choice: Choice, single: np.ndarray, best: float
+) -> dict:
+    found = _outcome(choice.policy, pool)
+    support = pool.support_return(method.rung, choice.members)
+    return found | {
+        "spec": job.spec,
+        "query": asked.query.text,
+        "method": method.name,
+        "rung": method.rung,
+        "policies": _names(job, choice.members),
+        "support_return": support,
+        "scratch_return": single[asked.scratch],
+        "best_single_return": single[list(choice.members)].max(),
+        "predicted_return": choice.predicted_return,
+        "coverage_regret": best - support,
+        "composition_regret": support - found["return"],
+        "combinations": choice.combinations,
+        "scratch_seconds": job.train_seconds[asked.scratch],
+    }
+
+
+def _outcome(policy: Policy, pool: Pool) -> dict:
+    found = evaluate(policy, pool.layout, pool.system)
+    return {"return": found.return_, "stuck": found.stuck}
+
+
+def _seconds(choice: Choice, asked: Asked, strategy: str) -> dict[str, float]:
+    searched = strategy != "library"
+    return {
+        "seconds_decompose": asked.seconds_decompose if searched else 0.0,
+        "seconds_search": asked.seconds_search if searched else 0.0,
+        "seconds_compose": choice.seconds_compose,
+        "seconds_score": choice.seconds_score,
+    }
+
+
+def _names(job: ExperimentJob, members: tuple[int, ...]) -> str:
+    return "+".join(job.policies["policy_id"].iloc[list(members)])
+
+
+def _best_snapshot(policies: pd.DataFrame, setup: str) -> int:
+    """Row of the policy of a reward system with the highest return of its own; the earliest of equals."""
+    return int(policies[policies["setup"] == setup].sort_values("snapshot")["return"].idxmax())

@@ -117,6 +117,14 @@ class Search:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Study:
+    """Further layouts, for intervals that say something; only `./run_all.sh study` runs them."""
+
+    first_seed: int = Field(100, ge=0, le=9000)
+    layouts: int = Field(50, ge=3, le=1000)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Energy:
     """How joules are estimated where no meter can be read."""
 
@@ -143,6 +151,7 @@ class Params:
     pi2vec: Pi2Vec = Field(default_factory=Pi2Vec)
     regressor: Regressor = Field(default_factory=Regressor)
     search: Search = Field(default_factory=Search)
+    study: Study = Field(default_factory=Study)
     energy: Energy = Field(default_factory=Energy)
     execution: Execution = Field(default_factory=Execution)
 
@@ -262,7 +271,7 @@ def _short(value: Any) -> str:
 
 def _nearest_key(location: list[str]) -> str:
     sections = {"grid": Grid, "sarsa": Sarsa, "pi2vec": Pi2Vec, "regressor": Regressor, "search": Search}
-    sections |= {"energy": Energy, "execution": Execution, "libraries": Budget}
+    sections |= {"study": Study, "energy": Energy, "execution": Execution, "libraries": Budget}
     owner = Params if len(location) == 1 else sections.get(location[0])
     known = [field.name for field in fields(owner)] if owner else []
     close = difflib.get_close_matches(location[-1], known, n=1)

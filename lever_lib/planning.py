@@ -44,6 +44,7 @@ class Plan:
             step left at this state; -inf where no such place is known.
         stuck_action: int8 (S, G + 1, 2); `STAY` where it stays.
         stay_cost: reward of one step of staying.
+        fewest_golds: int32 (S,); with fewer golds left in a cell nothing was planned.
     """
 
     end_value: np.ndarray
@@ -51,9 +52,17 @@ class Plan:
     stuck_value: np.ndarray
     stuck_action: np.ndarray
     stay_cost: float
+    fewest_golds: np.ndarray
 
     def paths(self, layout: Layout, starts: States) -> Paths:
-        """Follow the plan from each start state, a full horizon ahead."""
+        """Follow the plan from each start state, a full horizon ahead.
+
+        Raises:
+            ValueError: if there was no planning for a start state, because no episode comes to it.
+        """
+        left = starts.golds.sum(axis=1)
+        if (left < self.fewest_golds[starts.cells]).any():
+            raise ValueError("starts: must be states that an episode from the start can come to")
         paths = empty_paths(layout, len(starts.cells))
         tables = _Tables(self.end_value, self.end_action, self.stuck_value, self.stuck_action)
         _plan_paths(layout.transitions, layout.gold_index, tables, self.stay_cost * layout.horizon, starts, paths)
@@ -69,20 +78,29 @@ class _Tables(NamedTuple):
     stuck_action: np.ndarray
 
 
-def plan(transitions: Transitions, rewards: RewardTables, keep: np.ndarray | None = None) -> Plan:
+def plan(
+    transitions: Transitions,
+    rewards: RewardTables,
+    keep: np.ndarray | None = None,
+    fewest_golds: np.ndarray | None = None,
+) -> Plan:
     """Best policy on known transitions.
 
     Args:
         transitions: acyclic: every move leads to a higher-numbered cell. `UNKNOWN` ones are never taken.
         rewards: of the same transitions.
         keep: moves that may be planned with, by state, uint8 (S, G + 1, 2): bit a for action a. None: all.
+        fewest_golds: int32 (S,); states with fewer golds left need no planning, because no episode comes to them; as
+            in `Layout.fewest_golds`. None: all are planned.
 
     Source: backward induction, Puterman (1994), section 4.5; the gold count is the only history that pays.
     """
     shape = (len(transitions.next_cell), *rewards.pay.exit.shape)
     tables = _Tables(np.empty(shape), np.empty(shape, np.int8), np.empty(shape), np.empty(shape, np.int8))
-    _backward(transitions, rewards, np.full(shape, 15, np.uint8) if keep is None else keep, tables)
-    return Plan(*tables, rewards.pay.bump)
+    keep = np.full(shape, 15, np.uint8) if keep is None else keep
+    fewest_golds = np.zeros(shape[0], np.int32) if fewest_golds is None else fewest_golds
+    _backward(transitions, rewards, keep, fewest_golds, tables)
+    return Plan(*tables, rewards.pay.bump, fewest_golds)
 
 
 def optimum(layout: Layout, system: RewardSystem, support: np.ndarray | None = None) -> Outcome:
@@ -93,14 +111,17 @@ def optimum(layout: Layout, system: RewardSystem, support: np.ndarray | None = N
         system: what pays.
         support: bool (S, 4); actions that may be taken. None: all.
     """
-    if support is None:
-        return evaluate(plan(layout.transitions, layout.rewards(system)), layout, system)
-    known = restrict(layout.transitions, support)
-    return evaluate(plan(known, reward_tables(known, len(layout.golds), system)), layout, system)
+    known, rewards = layout.transitions, layout.rewards(system)
+    if support is not None:
+        known = restrict(known, support)
+        rewards = reward_tables(known, len(layout.golds), system)
+    return evaluate(plan(known, rewards, fewest_golds=layout.fewest_golds), layout, system)
 
 
 @njit(cache=True, nogil=True)
-def _backward(transitions: Transitions, rewards: RewardTables, keep: np.ndarray, tables: _Tables) -> None:
+def _backward(
+    transitions: Transitions, rewards: RewardTables, keep: np.ndarray, fewest_golds: np.ndarray, tables: _Tables
+) -> None:
     next_cell, event, _ = transitions
     fixed, pay = rewards
     end_value, end_action, stuck_value, stuck_action = tables
@@ -113,7 +134,7 @@ def _backward(transitions: Transitions, rewards: RewardTables, keep: np.ndarray,
                 break
             if event[s, a] != UNKNOWN:
                 may_stay = False
-        for left in range(golds):
+        for left in range(fewest_golds[s], golds):
             for taken in range(2):
                 best_end, end_choice = -np.inf, 0
                 best_stuck, stuck_choice = (0.0 if may_stay else -np.inf), STAY

@@ -42,11 +42,19 @@ QUERY_CLASSES: dict[str, QueryClass] = {
 
 @dataclass(frozen=True)
 class Query:
-    """A question in words, and the reward system that its answer is judged by."""
+    """A question in words.
+
+    Attributes:
+        query_class: key of `QUERY_CLASSES`.
+        setup: reward system that its answer is judged by.
+        text: the words.
+        parts: reward systems that it is made of; what retrieval should find.
+    """
 
     query_class: str
     setup: str
     text: str
+    parts: tuple[str, ...]
 
 
 _TEXTS = {
@@ -56,9 +64,12 @@ _TEXTS = {
         "Find the fastest exit after activating the lever, collect as much gold as possible, avoid hazards at all cost"
     ),
 }
-_ASKED = {
-    "trivial": ("path-gold", "path-gold-hazard", "path-gold-hazard-lever"),
-    "double": ("path-gold-hazard", "path-gold-hazard-lever"),
-    "triple": ("path-gold-hazard-lever",),
+_PARTS = {
+    ("trivial", "path-gold"): ("path", "gold"),
+    ("trivial", "path-gold-hazard"): ("path", "gold", "hazard"),
+    ("trivial", "path-gold-hazard-lever"): ("path", "gold", "hazard", "lever"),
+    ("double", "path-gold-hazard"): ("path-gold", "hazard"),
+    ("double", "path-gold-hazard-lever"): ("path-gold", "hazard-lever"),
+    ("triple", "path-gold-hazard-lever"): ("path-gold-hazard", "lever"),
 }
-QUERIES = tuple(Query(name, setup, _TEXTS[setup]) for name, setups in _ASKED.items() for setup in setups)
+QUERIES = tuple(Query(name, setup, _TEXTS[setup], parts) for (name, setup), parts in _PARTS.items())

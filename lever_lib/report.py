@@ -1,71 +1,105 @@
-"""What a spec's results come to: summary tables for reading, and a table for LaTeX."""
+"""What a spec's results come to: summary tables for reading, the published tables beside ours, tables for LaTeX."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lever_lib import experiment
 from lever_lib.artifacts import Outputs, Stage
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.envs.rewards import reward_system
+from lever_lib.experiment import Tables, read_table
 from lever_lib.params import Grid
 from lever_lib.planning import optimum
 from lever_lib.seeding import stream
-from lever_lib.stats import LEVEL, seconds_summary, share_summary
+from lever_lib.stats import LEVEL, by_layout, improvement, seconds_summary, summarise
+
+ALL = "all"  # a column that is not kept apart
+REFERENCES = {"best single": "best_single_return", "scratch": "scratch_return"}
+_KEYS = ("library", "query_class", "setup")
+_GROUPS = ((), ("library",), ("query_class",), ("query_class", "setup"), ("library", "query_class"))
+# Exit rule for gold under which the published numbers come out, by method and spec.
+_PUBLISHED_LEGACY_EXIT = {
+    ("exnonzero", "16x16"): True,
+    ("exnonzero", "32x32"): False,
+    ("qsum", "16x16"): True,
+    ("qsum", "32x32"): True,
+}
+_CENT = 0.005
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Summary tables of an experiment; columns are explained in `lever_lib.columns`.
+
+    Attributes:
+        shares: returns and shares of the optimum with intervals and stuck share; `all` where a column is not kept
+            apart.
+        improvement: how probably one way does better than another.
+        sweep: what combining the best k candidates brings, by method and k.
+        direct: what the right policies come to when nothing has to be retrieved.
+        timings: seconds of a query, beside our training from scratch and the published seconds.
+        sweep_timings: seconds of a query by method and k.
+    """
+
+    shares: pd.DataFrame
+    improvement: pd.DataFrame
+    sweep: pd.DataFrame
+    direct: pd.DataFrame
+    timings: pd.DataFrame
+    sweep_timings: pd.DataFrame
+
+    def write(self, folder: Path) -> None:
+        """One CSV per table."""
+        for name, table in vars(self).items():
+            table.round(6).to_csv(folder / f"{name}.csv", index=False)
+
+    def overall(self) -> pd.DataFrame:
+        """Shares over all libraries and queries."""
+        return overall(self.shares)
+
+    def by(self, *columns: str) -> pd.DataFrame:
+        """Shares kept apart by `library`, by `query_class`, by both, or by `query` (class and set-up)."""
+        apart = {"query_class", "setup"} if columns == ("query",) else set(columns)
+        rows = apart_by(self.shares, apart)
+        return rows.assign(query=rows["query_class"] + "\n" + rows["setup"]) if columns == ("query",) else rows
+
+
+SUMMARY_FILES = tuple(f"{field.name}.csv" for field in fields(Summary))
 
 STAGE = Stage(
     name="results",
     notebook="06_results",
-    files=("shares.csv", "timings.csv", "published_comparison.csv", "table.tex"),
+    files=(*SUMMARY_FILES, "published_comparison.csv", "published_averages.csv", "table.tex", "timings.tex"),
     params=("root_seed", "grid"),
     upstream=(experiment.STAGE,),
     module="lever_lib.report",
     from_published=True,
 )
 
-ALL = "all"  # a column that is not kept apart
-REFERENCES = {"best single": "best_single_return", "scratch": "scratch_return"}
-_KEYS = ("library", "query_class", "setup")
-_GROUPS = ((), ("library",), ("query_class", "setup"))
-# Exit rule for gold of the published tables: the only one under which their numbers come out.
-_PUBLISHED_LEGACY_EXIT = {"16x16": True, "32x32": False}
-_CENT = 0.005
-
 
 @dataclass(frozen=True)
 class Report:
-    """The summary tables of a spec.
+    """What notebook 06 shows of a spec.
 
     Attributes:
-        shares: share of the optimum with intervals and stuck share; `all` where a column is not kept apart.
-        seconds: of a query, by strategy and method.
+        summary: of the results.
         comparison: every return of the published `exnonzero` table of this spec beside ours; empty if there is none.
-        latex: the overall shares as a LaTeX table.
+        averages: published averages beside ours; empty if there are none.
+        latex: overall shares of the optimum as a LaTeX table.
+        latex_timings: overall seconds as a LaTeX table.
     """
 
-    shares: pd.DataFrame
-    seconds: pd.DataFrame
+    summary: Summary
     comparison: pd.DataFrame
+    averages: pd.DataFrame
     latex: str
-
-    def overall(self) -> pd.DataFrame:
-        """Shares over all libraries and queries."""
-        return overall(self.shares)
-
-    def by(self, column: str) -> pd.DataFrame:
-        """Shares by `library`, or by `query` (class and set-up)."""
-        if column == "library":
-            return self.shares.query("library != @ALL").reset_index(drop=True)
-        rows = self.shares.query("query_class != @ALL").reset_index(drop=True)
-        return rows.assign(query=rows["query_class"] + "\n" + rows["setup"])
-
-
-def overall(shares: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `all_shares` in which libraries and queries are not kept apart."""
-    return shares.query("library == @ALL and query_class == @ALL").reset_index(drop=True)
+    latex_timings: str
 
 
 def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
@@ -75,24 +109,172 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
         MissingArtifactError: if there are no results.
     """
     outputs.adopt(experiment.STAGE)
+    spec, grid = outputs.spec, outputs.params.grid
     if overwrite or not outputs.fresh(STAGE):
-        results, timings = experiment.read_results(outputs)
+        tables = experiment.read_results(outputs)
         with outputs.writing(STAGE) as folder:
-            shares = all_shares(results, outputs.params.root_seed)
-            shares.round(6).to_csv(folder / "shares.csv", index=False)
-            seconds_summary(timings).to_csv(folder / "timings.csv", index=False)
-            comparison = published_comparison(results, outputs.spec, outputs.params.grid)
-            comparison.to_csv(folder / "published_comparison.csv", index=False)
-            (folder / "table.tex").write_text(latex_table(shares, outputs.spec))
+            summary = summarise_tables(tables, spec, outputs.params.root_seed)
+            summary.write(folder)
+            published_comparison(tables.results, spec, grid).to_csv(folder / "published_comparison.csv", index=False)
+            averages = published_averages(summary.shares, spec, grid, outputs.params.seeds)
+            averages.round(6).to_csv(folder / "published_averages.csv", index=False)
+            (folder / "table.tex").write_text(latex_table(summary.shares, spec))
+            (folder / "timings.tex").write_text(latex_timings(summary.timings, spec))
     folder = outputs.require(STAGE)
-    text = {"library": str, "seed": str}
-    shares, seconds, comparison = (pd.read_csv(folder / name, dtype=text) for name in STAGE.files[:3])
-    return Report(shares, seconds, comparison, (folder / "table.tex").read_text())
+    return Report(
+        read_summary(folder),
+        read_table(folder / "published_comparison.csv"),
+        read_table(folder / "published_averages.csv"),
+        (folder / "table.tex").read_text(),
+        (folder / "timings.tex").read_text(),
+    )
+
+
+def read_summary(folder: Path) -> Summary:
+    """The summary tables in a folder."""
+    return Summary(*(read_table(folder / name) for name in SUMMARY_FILES))
+
+
+def summarise_tables(tables: Tables, spec: str, root_seed: int) -> Summary:
+    """Summary tables of an experiment.
+
+    Args:
+        tables: of the experiment.
+        spec: whose published seconds stand beside ours.
+        root_seed: of the params.
+    """
+    sweep = pd.concat([_spread(_sweep_shares(tables.sweep, by, root_seed)) for by in ((), _GROUPS[3])])
+    direct = pd.concat(
+        [_spread(summarise(tables.direct, [*by, "method"], stream(root_seed, "bootstrap"))) for by in _GROUPS]
+    )
+    sweep_timings = pd.concat(
+        [_spread(seconds_summary(tables.sweep_timings, [*by, "method", "k"])) for by in ((), _GROUPS[3])]
+    )
+    return Summary(
+        all_shares(tables.results, root_seed),
+        all_improvements(tables.results, root_seed),
+        sweep.reset_index(drop=True),
+        direct.reset_index(drop=True),
+        all_seconds(tables.timings, spec),
+        sweep_timings.reset_index(drop=True),
+    )
+
+
+def _spread(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with all of `_KEYS` in front, `all` where one is not kept apart."""
+    spread = table.assign(**{key: ALL for key in _KEYS if key not in table})
+    return spread[[*_KEYS, *(column for column in spread if column not in _KEYS)]]
+
+
+def apart_by(table: pd.DataFrame, keys: set[str]) -> pd.DataFrame:
+    """The rows of a summary table that keep just these of `library, query_class, setup` apart."""
+    inside = np.ones(len(table), dtype=bool)
+    for key in _KEYS:
+        inside &= (table[key] != ALL).to_numpy() == (key in keys)
+    return table[inside].reset_index(drop=True)
+
+
+def overall(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a summary table in which libraries and queries are not kept apart."""
+    return apart_by(table, set())
+
+
+def all_shares(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
+    """Shares of the optimum over everything, by library, by query class and by query, for methods and references.
+
+    Args:
+        results: of the experiment.
+        root_seed: of the params.
+
+    Returns:
+        Columns as in `results/shares.csv`; the keys of `REFERENCES` stand among the methods.
+    """
+    parts = []
+    for by in _GROUPS:
+        keys = [*by, "strategy", "method"]
+        parts.append(summarise(results, keys, stream(root_seed, "bootstrap")))
+        for name, column in REFERENCES.items():
+            # Neither depends on how policies were composed; the best single one does on which were chosen.
+            rows = results[results["method"] == "gpi"].assign(method=name)
+            parts.append(summarise(rows, keys, stream(root_seed, "bootstrap"), column))
+    return pd.concat([_spread(part) for part in parts], ignore_index=True)
+
+
+def all_improvements(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
+    """How probably each way of choosing and composing does better than each other one, all questions together.
+
+    Returns:
+        Columns `strategy, method, over_strategy, over_method, probability, low, high, layouts`; each pair once.
+    """
+    order = ["library", "query_class", "setup"]
+    rows = results.sort_values(order, kind="stable")
+    ways = {}
+    for strategy in results["strategy"].unique():
+        mine = rows[rows["strategy"] == strategy]
+        for method in results["method"].unique():
+            ways[strategy, method] = by_layout(mine[mine["method"] == method], "return")
+        for name, column in REFERENCES.items():
+            ways[strategy, name] = by_layout(mine[mine["method"] == "gpi"], column)
+    table = []
+    for position, (way, ours) in enumerate(ways.items()):
+        for other, theirs in list(ways.items())[position + 1 :]:
+            if way[0] == other[0] or way[1] == other[1]:
+                table.append((*way, *other, *improvement(ours, theirs, stream(root_seed, "bootstrap")), len(ours)))
+    columns = ["strategy", "method", "over_strategy", "over_method", "probability", "low", "high", "layouts"]
+    return pd.DataFrame(table, columns=columns)
+
+
+def _sweep_shares(sweep: pd.DataFrame, by: tuple[str, ...], root_seed: int) -> pd.DataFrame:
+    keys = [*by, "method", "k"]
+    table = summarise(sweep, keys, stream(root_seed, "bootstrap"))
+    for column, name in (("predicted_return", "predicted"), ("best_return", "best")):
+        other = summarise(sweep, keys, stream(root_seed, "bootstrap"), column)
+        table[[f"{name}_return", f"{name}_low", f"{name}_high"]] = other[["return", "return_low", "return_high"]]
+    return table
+
+
+def all_seconds(timings: pd.DataFrame, spec: str) -> pd.DataFrame:
+    """Seconds of a query over everything, by library, by query class and by query, beside the published ones.
+
+    Returns:
+        Columns as in `results/timings.csv`. `speedup` compares with our own training from scratch,
+        `speedup_over_published_scratch` with the published one: two different things.
+    """
+    parts = [_spread(seconds_summary(timings, [*by, "strategy", "method"])) for by in _GROUPS]
+    table = pd.concat(parts, ignore_index=True)
+    published = _published_seconds(spec)
+    table = table.merge(published, on=["library", "query_class", "setup", "strategy", "method"], how="left")
+    scratch = published[published["strategy"] == "scratch"].set_index(["library", "query_class", "setup"])
+    groups = pd.MultiIndex.from_frame(table[list(_KEYS)])
+    table["published_scratch_seconds"] = scratch["published_seconds"].reindex(groups).to_numpy()
+    table["speedup_over_published_scratch"] = table["published_scratch_seconds"] / table["seconds"]
+    return table
+
+
+def _published(name: str, spec: str) -> pd.DataFrame:
+    with files("lever_lib").joinpath(f"data/published_{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, dtype={"seed": str}).query("spec == @spec").drop(columns="spec")
+
+
+def _published_seconds(spec: str) -> pd.DataFrame:
+    """Mean published seconds by library and query class, and over all of either."""
+    rows = _published("averages", spec).dropna(subset="published_seconds")
+    value = rows["published_seconds"] + rows["published_seconds_decompose"].fillna(0)
+    rows = rows.assign(total=rows["published_seconds"] * rows["rows"], whole=value * rows["rows"])
+    parts = []
+    for by in ((), ("library",), ("query_class",), ("library", "query_class")):
+        sums = rows.groupby([*by, "strategy", "method"], sort=False)[["total", "whole", "rows"]].sum().reset_index()
+        sums["published_seconds"] = sums["total"] / sums["rows"]
+        sums["published_seconds_with_decompose"] = sums["whole"] / sums["rows"]
+        # The qsum tables name no seconds of decomposition.
+        sums.loc[sums["method"] != "exnonzero", "published_seconds_with_decompose"] = np.nan
+        parts.append(_spread(sums.drop(columns=["total", "whole", "rows"])))
+    return pd.concat(parts, ignore_index=True)
 
 
 def same_exit_rule(spec: str, grid: Grid) -> bool:
     """Whether a spec pays for gold at the exit as its published table does, so that results compare as they are."""
-    return _PUBLISHED_LEGACY_EXIT.get(spec, grid.legacy_gold_exit) == grid.legacy_gold_exit
+    return _PUBLISHED_LEGACY_EXIT.get(("exnonzero", spec), grid.legacy_gold_exit) == grid.legacy_gold_exit
 
 
 def published_comparison(results: pd.DataFrame, spec: str, grid: Grid) -> pd.DataFrame:
@@ -110,61 +292,95 @@ def published_comparison(results: pd.DataFrame, spec: str, grid: Grid) -> pd.Dat
         Columns `setup, library, seed, query_class, strategy, method, published_return, return, agrees`; `return` is nan
         where the run has no such row, and agreement is to the cent.
     """
-    with files("lever_lib").joinpath("data/published_exnonzero.csv").open(encoding="utf-8") as file:
-        published = pd.read_csv(file, dtype={"seed": str}).query("spec == @spec").drop(columns="spec")
+    published = _published("exnonzero", spec)
     keys = ["setup", "library", "seed", "query_class", "strategy", "method"]
     if same_exit_rule(spec, grid):
         table = published.merge(results[[*keys, "return"]], on=keys, how="left")
     else:
         problems = published[["seed", "setup"]].drop_duplicates()
-        best = [
-            optimum(make_layout(grid, row.seed), reward_system(row.setup, _PUBLISHED_LEGACY_EXIT[spec])).return_
-            for row in problems.itertuples()
-        ]
+        legacy = _PUBLISHED_LEGACY_EXIT["exnonzero", spec]
+        best = [_optimum(grid, row.seed, row.setup, legacy) for row in problems.itertuples()]
         table = published.merge(problems.assign(**{"return": best}), on=["seed", "setup"])
     table["agrees"] = (table["return"] - table["published_return"]).abs() < _CENT
     return table[[*keys, "published_return", "return", "agrees"]]
 
 
-def all_shares(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
-    """Share of the optimum over everything, by library and by query, for every method and for the references.
+def _optimum(grid: Grid, seed: int | str, setup: str, legacy_gold_exit: bool) -> float:
+    return optimum(make_layout(grid, seed), reward_system(setup, legacy_gold_exit)).return_
+
+
+def published_averages(shares: pd.DataFrame, spec: str, grid: Grid, seeds: tuple[int, ...]) -> pd.DataFrame:
+    """Average returns of the published tables of a spec beside ours, by library and query class.
+
+    The published protocol differs (exit rule for gold, which candidates `targeted` takes, how policies are embedded and
+    scored), so each side is also given as a share of the average optimum under its own exit rule.
 
     Args:
-        results: of the experiment.
-        root_seed: of the params.
+        shares: as from `all_shares`.
+        spec: `16x16` and `32x32` are published; for others the table is empty.
+        grid: of the spec.
+        seeds: of its layouts.
 
     Returns:
-        Columns as in `results/shares.csv`; the keys of `REFERENCES` stand among the methods.
+        Columns `method, library, query_class, strategy, published_return, published_optimum, published_share, return,
+        return_low, return_high, optimum, share_of_averages`; `strategy` holds `scratch` too.
     """
-    parts = []
-    for by in _GROUPS:
-        parts.append(share_summary(results, stream(root_seed, "bootstrap"), by))
-        for name, column in REFERENCES.items():
-            # Neither depends on how policies were composed; the best single one does on which were chosen.
-            rows = results[results["method"] == "gpi"].assign(method=name)
-            parts.append(share_summary(rows, stream(root_seed, "bootstrap"), by, column))
-    shares = pd.concat([part.assign(**{k: ALL for k in _KEYS if k not in part}) for part in parts], ignore_index=True)
-    return shares[[*_KEYS, *(column for column in shares if column not in _KEYS)]]
+    published = _published("averages", spec)
+    setups = {query.query_class: [] for query in experiment.QUERIES}
+    for query in experiment.QUERIES:
+        setups[query.query_class].append(query.setup)
+    published["published_optimum"] = [
+        np.mean(
+            [
+                _optimum(grid, seed, setup, _PUBLISHED_LEGACY_EXIT[row.method, spec])
+                for seed in seeds
+                for setup in setups[row.query_class]
+            ]
+        )
+        for row in published.itertuples()
+    ]
+    ours = apart_by(shares, {"library", "query_class"})
+    scratch = ours[(ours["method"] == "scratch") & (ours["strategy"] == "targeted")].assign(strategy="scratch")
+    ours = pd.concat([ours, *(scratch.assign(method=method) for method in published["method"].unique())])
+    keys = ["method", "library", "query_class", "strategy"]
+    columns = ["return", "return_low", "return_high", "optimum"]
+    table = published.merge(ours[[*keys, *columns]], on=keys, how="left")
+    table["published_share"] = table["published_return"] / table["published_optimum"]
+    table["share_of_averages"] = table["return"] / table["optimum"]
+    theirs = ["published_return", "published_optimum", "published_share"]
+    return table[[*keys, *theirs, *columns, "share_of_averages"]]
 
 
 def latex_table(shares: pd.DataFrame, spec: str) -> str:
     """The overall shares: a row per method, a column per strategy; needs the LaTeX package booktabs."""
     rows = overall(shares)
-    cells = rows.assign(
-        cell=[
-            f"{row.share:.3f} [{row.low:.3f}, {row.high:.3f}]"
-            + ("" if pd.isna(row.stuck_share) else f", {100 * row.stuck_share:.0f}\\%")
-            for row in rows.itertuples()
-        ]
+    cells = [
+        f"{row.share:.3f} [{row.low:.3f}, {row.high:.3f}], {row.iqm:.3f}"
+        + ("" if pd.isna(row.stuck_share) else f", {100 * row.stuck_share:.0f}\\%")
+        for row in rows.itertuples()
+    ]
+    caption = (
+        f"Return as share of the exact optimum, {spec}: mean over {rows['layouts'].max()} layouts with its "
+        f"{100 * LEVEL:.0f}\\% bootstrap interval over layouts, interquartile mean, share of policies that get stuck."
     )
-    table = cells.pivot_table(index="method", columns="strategy", values="cell", aggfunc="first", sort=False)
+    return _latex(rows.assign(cell=cells), caption, f"tab:lever-{spec}")
+
+
+def latex_timings(timings: pd.DataFrame, spec: str) -> str:
+    """The overall seconds of a query: a row per method, a column per strategy; needs the LaTeX package booktabs."""
+    rows = overall(timings)
+    cells = [
+        f"{row.seconds:.3f} ({row.seconds_without_decompose:.3f}), {row.speedup:.1f}$\\times$"
+        for row in rows.itertuples()
+    ]
+    caption = (
+        f"Seconds of a query, {spec}: median with (without) decomposition of the question, and how many times longer "
+        f"training from scratch takes (median {rows['scratch_seconds'].iloc[0]:.3f} s)."
+    )
+    return _latex(rows.assign(cell=cells), caption, f"tab:lever-seconds-{spec}")
+
+
+def _latex(rows: pd.DataFrame, caption: str, label: str) -> str:
+    table = rows.pivot_table(index="method", columns="strategy", values="cell", aggfunc="first", sort=False)
     table.columns.name = table.index.name = None
-    return table.style.to_latex(
-        hrules=True,
-        caption=(
-            f"Return as share of the exact optimum, {spec}: mean over {rows['layouts'].max()} layouts, "
-            f"{100 * LEVEL:.0f}\\% bootstrap interval over layouts, share of policies that get stuck."
-        ),
-        label=f"tab:lever-{spec}",
-        position_float="centering",
-    )
+    return table.style.to_latex(hrules=True, caption=caption, label=label, position_float="centering")

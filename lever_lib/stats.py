@@ -1,87 +1,150 @@
-"""Numbers out of result tables. Knows nothing of worlds, policies or figures."""
+"""Numbers out of result tables. Knows nothing of worlds, policies or figures.
+
+Every interval is a bootstrap over layouts: a layout is what repeats. It is drawn with all its rows, so that in each
+resample every question and every training budget has the same weight, and rows of one layout stay together, because
+what makes one of them hard makes the others hard.
+
+Source: Efron & Tibshirani (1993), chapter 13 (percentile interval); Agarwal et al. (2021) for interquartile mean and
+probability of improvement.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, trim_mean
 
 LEVEL = 0.95  # of every interval
-_RESAMPLES = 9999
+_RESAMPLES = 2000
+_TIE = 1e-9
 TOTAL_SECONDS = ["seconds_decompose", "seconds_search", "seconds_compose", "seconds_score"]
 
 
-def mean_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Mean of independent values with its percentile bootstrap interval at `LEVEL`.
+def mean(values: np.ndarray) -> np.ndarray:
+    """Mean over layouts and their rows, float (..., L, T) to (...)."""
+    return values.mean(axis=(-2, -1))
 
-    Of a handful of values the interval is rough, and with a single one it is not defined (nan).
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the middle half of all rows of all layouts, float (..., L, T) to (...)."""
+    return trim_mean(values.reshape(*values.shape[:-2], -1), 0.25, axis=-1)
+
+
+def interval(
+    values: np.ndarray, rng: np.random.Generator, statistic: Callable[[np.ndarray], np.ndarray] = mean
+) -> tuple[float, float, float]:
+    """A statistic with its percentile bootstrap interval over layouts at `LEVEL`.
+
+    Of a handful of layouts the interval is rough, and with a single one it is not defined (nan).
 
     Args:
-        values: float (n,).
+        values: float (L, T); a row per layout.
+        rng: draws the resamples.
+        statistic: of float (..., L, T), to (...).
+
+    Returns:
+        Value, lower end, upper end.
+    """
+    value = float(statistic(values))
+    if len(values) < 2:
+        return value, np.nan, np.nan
+
+    def resampled(layouts: np.ndarray, axis: int) -> np.ndarray:
+        """The statistic of the layouts drawn, (..., L) to (...)."""
+        return statistic(values[layouts])
+
+    found = bootstrap(
+        (np.arange(len(values)),), resampled, n_resamples=_RESAMPLES, vectorized=True,
+        confidence_level=LEVEL, method="percentile", rng=rng,
+    ).confidence_interval  # fmt: skip
+    return value, float(found.low), float(found.high)
+
+
+def summarise(rows: pd.DataFrame, keys: list[str], rng: np.random.Generator, column: str = "return") -> pd.DataFrame:
+    """Returns and their share of the optimum by group, with intervals over layouts and the share of stuck policies.
+
+    All groups are resampled alike, so that equal groups have equal intervals.
+
+    Args:
+        rows: columns `seed, optimum, stuck`, those of `keys` and `column`; every optimum above 0, and each group with
+            the same number of rows for every layout.
+        keys: columns to keep apart.
+        rng: of the bootstrap.
+        column: which return to summarise; where it is not `return` nothing is said of stuck policies.
+
+    Returns:
+        Columns of `keys`, then `share, low, high, iqm, iqm_low, iqm_high` (mean and interquartile mean of the shares),
+        `return, return_low, return_high, optimum` (means), `stuck_share, layouts`.
+    """
+    if (rows["optimum"] <= 0).any():
+        raise ValueError("optimum: a share needs an optimum above 0")
+    seed = int(rng.integers(2**63))
+    summary = []
+    for key, part in rows.groupby(keys, sort=False):
+        returns, optima = by_layout(part, column), by_layout(part, "optimum")
+        shares = returns / optima
+        means, rewards = (  # of each layout first: the same mean, quicker
+            interval(values.mean(axis=1, keepdims=True), np.random.default_rng(seed)) for values in (shares, returns)
+        )
+        middles = interval(shares, np.random.default_rng(seed), interquartile_mean)
+        stuck = part["stuck"].mean() if column == "return" else np.nan
+        summary.append((*key, *means, *middles, *rewards, optima.mean(), stuck, len(shares)))
+    columns = ["share", "low", "high", "iqm", "iqm_low", "iqm_high", "return", "return_low", "return_high"]
+    return pd.DataFrame(summary, columns=[*keys, *columns, "optimum", "stuck_share", "layouts"])
+
+
+def by_layout(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """A column as a matrix, float (L, T): layouts in the order of their names, their rows as they come."""
+    names = rows["seed"].to_numpy(dtype=str)
+    order = np.argsort(names, kind="stable")
+    _, counts = np.unique(names, return_counts=True)
+    if len(set(counts)) != 1:
+        raise ValueError("rows: every layout must have the same number of them")
+    return rows[column].to_numpy(dtype=np.float64)[order].reshape(len(counts), -1)
+
+
+def improvement(ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Probability that one way does better than another on the same question and layout, with its interval.
+
+    Equal counts half. Both answer the same questions on the same layouts, so they are compared pair by pair.
+
+    Args:
+        ours: returns or shares, float (L, T).
+        theirs: of the same rows, float (L, T).
         rng: draws the resamples.
 
     Returns:
-        Mean, lower end, upper end.
-
-    Source: Efron & Tibshirani (1993), chapter 13.
+        Probability, lower end, upper end.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
-        return float(values.mean()), np.nan, np.nan
-    found = bootstrap(
-        (values,), np.mean, n_resamples=_RESAMPLES, confidence_level=LEVEL, method="percentile", rng=rng
-    ).confidence_interval
-    return float(values.mean()), float(found.low), float(found.high)
+    difference = ours - theirs
+    wins = np.where(np.abs(difference) <= _TIE, 0.5, difference > 0)
+    return interval(wins, rng)
 
 
-def share_summary(
-    results: pd.DataFrame, rng: np.random.Generator, by: tuple[str, ...] = (), column: str = "return"
-) -> pd.DataFrame:
-    """Share of the optimum with its interval over layouts, and the share of stuck policies beside it.
-
-    A layout is the unit that repeats: its rows are averaged before any interval is taken. All groups are resampled
-    alike, so that equal shares have equal intervals.
+def seconds_summary(timings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Median seconds of a query by group, and the middle half of them.
 
     Args:
-        results: columns `seed, strategy, method, optimum, stuck`, those of `by` and `column`; every optimum above 0.
-        rng: of the bootstrap.
-        by: columns to keep apart besides strategy and method.
-        column: which return to compare with the optimum; where it is not `return` nothing is said of stuck policies.
+        timings: columns of `keys` and `TOTAL_SECONDS`; `scratch_seconds` where they are known.
+        keys: columns to keep apart.
 
     Returns:
-        Columns of `by`, then `strategy, method, share, low, high, stuck_share, layouts`.
-    """
-    if (results["optimum"] <= 0).any():
-        raise ValueError("optimum: a share needs an optimum above 0")
-    keys = [*by, "strategy", "method"]
-    shares = results.assign(share=results[column] / results["optimum"])
-    seed = int(rng.integers(2**63))
-    rows = []
-    for key, part in shares.groupby(keys, sort=False):
-        per_layout = part.groupby("seed")["share"].mean()
-        share, low, high = mean_interval(per_layout.to_numpy(), np.random.default_rng(seed))
-        stuck = part["stuck"].mean() if column == "return" else np.nan
-        rows.append((*key, share, low, high, stuck, len(per_layout)))
-    return pd.DataFrame(rows, columns=[*keys, "share", "low", "high", "stuck_share", "layouts"])
-
-
-def seconds_summary(timings: pd.DataFrame) -> pd.DataFrame:
-    """Median seconds of a query by strategy and method, and the middle half of them.
-
-    Args:
-        timings: columns `strategy, method, scratch_seconds` and those of `TOTAL_SECONDS`.
-
-    Returns:
-        Columns `strategy, method`, one median per part, then `seconds, low, high` of the whole (quartiles) and
-        `scratch_seconds` (median).
+        Columns of `keys`, one median per part, `seconds, low, high` of the whole (quartiles),
+        `seconds_without_decompose` and `scratch_seconds` (medians), and `speedup`: the median of scratch seconds /
+        seconds.
     """
     total = timings.assign(seconds=timings[TOTAL_SECONDS].sum(axis=1))
-    groups = total.groupby(["strategy", "method"], sort=False)
-    summary = groups[[*TOTAL_SECONDS, "seconds", "scratch_seconds"]].median()
-    summary.insert(len(TOTAL_SECONDS) + 1, "low", groups["seconds"].quantile(0.25))
-    summary.insert(len(TOTAL_SECONDS) + 2, "high", groups["seconds"].quantile(0.75))
-    return summary.reset_index()
+    total["seconds_without_decompose"] = total["seconds"] - total["seconds_decompose"]
+    if "scratch_seconds" in total:
+        total["speedup"] = total["scratch_seconds"] / total["seconds"]
+    groups = total.groupby(keys, sort=False)
+    measured = [name for name in ("seconds_without_decompose", "scratch_seconds", "speedup") if name in total]
+    summary = groups[[*TOTAL_SECONDS, "seconds"]].median()
+    summary["low"], summary["high"] = (groups["seconds"].quantile(share) for share in (0.25, 0.75))
+    return summary.join(groups[measured].median()).reset_index()
 
 
 def neighbour_agreement(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -49,27 +49,58 @@ def combinations(
         candidates: rows per sub-query, best first.
         top_k: of `hybrid`.
         everything: rows that `library` composes.
+
+    Returns:
+        By the worst rank in a combination, so that those of the first k candidates come first, for every k.
     """
     if strategy == "library":
         return [tuple(everything)]
     if strategy not in STRATEGIES:
         raise LeverError(f"strategy {strategy!r}: must be one of {', '.join(STRATEGIES)}")
     keep = {"targeted": 1, "hybrid": top_k, "exhaustive": None}[strategy]
-    return list(product(*(rows[:keep] for rows in candidates)))
+    ranks = product(*(range(len(rows[:keep])) for rows in candidates))
+    return [tuple(rows[r] for rows, r in zip(candidates, rank, strict=True)) for rank in sorted(ranks, key=max)]
 
 
 def choose(
     pool: Pool, method: Method, combos: Sequence[tuple[int, ...]], embedder: Embedder, predictor: Predictor
 ) -> Choice:
-    """Compose every combination, embed it, predict its return, keep the best; the first one on ties.
+    """Compose every combination, embed it, predict its return, keep the best; the first one on ties."""
+    if not combos:
+        raise LeverError("combos: nothing to compose")
+    [choice] = choices(pool, method, combos, [len(combos)], embedder, predictor)
+    return choice
+
+
+def choices(
+    pool: Pool,
+    method: Method,
+    combos: Sequence[tuple[int, ...]],
+    ends: Sequence[int],
+    embedder: Embedder,
+    predictor: Predictor,
+    watch: Callable[[Policy], None] | None = None,
+) -> Iterator[Choice]:
+    """Several choices in one go: for each end, the best of the combinations before it.
 
     What is known to come to the same policy is composed or embedded once: combinations that act alike under a method
-    that reads behaviour only, and policies that take the same action in every cell.
+    that reads behaviour only, and policies that take the same action in every cell. Each choice is the one, and counts
+    the seconds, of a run over its own combinations alone.
+
+    Args:
+        pool: policies and question.
+        method: how to compose.
+        combos: as from `combinations`.
+        ends: ascending, from 1 to the number of combinations.
+        embedder: of the pool's layout.
+        predictor: of returns.
+        watch: called with every policy composed; its time does not count.
     """
     seconds_compose = seconds_score = 0.0
     best: tuple[float, tuple[int, ...], Policy] | None = None
     known: dict[Hashable, float] = {}
-    for members in combos:
+    for count, members in enumerate(combos, start=1):
+        policy = None
         started = composed = time.perf_counter()
         key: Hashable = frozenset(pool.behaviour[member] for member in members) if method.by_behaviour else None
         if key is None or key not in known:
@@ -86,7 +117,8 @@ def choose(
                 best = value, members, policy
         seconds_compose += composed - started
         seconds_score += time.perf_counter() - composed
-    if best is None:
-        raise LeverError("combos: nothing to compose")
-    value, members, policy = best
-    return Choice(members, policy, value, len(combos), seconds_compose, seconds_score)
+        if watch is not None and policy is not None:
+            watch(policy)
+        if count in ends:
+            value, chosen, winner = best
+            yield Choice(chosen, winner, value, count, seconds_compose, seconds_score)

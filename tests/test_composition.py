@@ -152,7 +152,7 @@ def test_a_view_shows_its_rung_and_no_more(corridor):
     names = {rung: set(vars(pool.view(rung, (0, 2)))) for rung in range(4)}
     assert names[0] == {"q_tables"}
     assert names[1] - names[0] == {"psi", "fixed", "pay"}
-    assert names[2] - names[1] == {"transitions", "rewards"}
+    assert names[2] - names[1] == {"transitions", "rewards", "fewest_golds"}
     assert names[3] - names[2] == {"visits", "alpha"}
     assert [type(pool.view(rung, (0,))) for rung in range(4)] == [QTables, Successors, Support, Experience]
     view = pool.view(3, (2, 0))
@@ -266,10 +266,11 @@ def test_pruning_drops_moves_and_plans_on_the_rest():
     view = pool_of(layout, reward_system("path"), 2, 0).view(3, (0, 1))
     keep, dropped = prune(view)
     assert 0 < dropped < 1
-    every = plan(view.transitions, view.rewards)
-    rest = plan(view.transitions, view.rewards, keep)
-    assert (rest.end_value <= every.end_value + ABOVE_NOISE).all()
-    cell, left, taken = np.unravel_index(np.argmax(keep < 15), keep.shape)
+    every = plan(view.transitions, view.rewards, None, view.fewest_golds)
+    rest = plan(view.transitions, view.rewards, keep, view.fewest_golds)
+    planned = np.arange(keep.shape[1]) >= view.fewest_golds[:, None]
+    assert (rest.end_value[planned] <= every.end_value[planned] + ABOVE_NOISE).all()
+    cell, left, taken = np.unravel_index(np.argmax((keep < 15) & planned[:, :, None]), keep.shape)
     assert (keep[cell, left, taken] >> rest.end_action[cell, left, taken]) & 1, "a dropped move is not planned with"
 
 

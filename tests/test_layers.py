@@ -16,7 +16,7 @@ LAYERS = [
     {"search", "composition", "recipe"},
     {"strategies", "experiment"},
     {"stats", "plots", "report"},
-    {"api", "notebooks", "__main__", "__init__"},
+    {"api", "study", "scaling", "notebooks", "__main__", "__init__"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 FILES = {

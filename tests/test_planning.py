@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lever_lib.envs.gridworld import layout_from_text, make_layout
+from lever_lib.envs.gridworld import States, layout_from_text, make_layout
 from lever_lib.envs.rewards import reward_system
 from lever_lib.params import load_params
-from lever_lib.planning import optimum
+from lever_lib.planning import optimum, plan
 from lever_lib.policies.base import CellPolicy
 from lever_lib.rollout import evaluate
 from tests.oracle import STEPS, World
@@ -118,3 +118,22 @@ def test_all_returns_of_a_tiny_world():
         world = World(tiny, ["path"])
         found.append(sum(world.step(action) for action in actions if not world.done))
     assert optimum(tiny, reward_system("path")).return_ == max(found) == 99 - 1
+
+
+@given(layouts(largest=6), systems)
+def test_states_that_no_episode_comes_to_can_be_left_out(layout, system):
+    full = plan(layout.transitions, layout.rewards(system))
+    spared = plan(layout.transitions, layout.rewards(system), fewest_golds=layout.fewest_golds)
+    assert evaluate(spared, layout, system).return_ == evaluate(full, layout, system).return_
+    left = np.arange(len(layout.golds) + 1)
+    planned = left >= layout.fewest_golds[:, None]
+    assert (spared.end_value[planned] == full.end_value[planned]).all()
+    assert (spared.stuck_value[planned] == full.stuck_value[planned]).all()
+
+
+def test_an_impossible_start_is_refused(corridor):
+    spared = plan(corridor.transitions, corridor.rewards(reward_system("gold")), fewest_golds=corridor.fewest_golds)
+    none_left = States(np.array([4], np.int32), np.zeros((1, 2), bool), np.zeros(1, bool))
+    assert corridor.fewest_golds[[0, 2, 4, 15]].tolist() == [2, 1, 2, 0]
+    with pytest.raises(ValueError, match="an episode from the start"):
+        spared.paths(corridor, none_left)

@@ -5,10 +5,11 @@ from lever_lib.composition import METHODS, Pool
 from lever_lib.envs.features import feature_tables
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
+from lever_lib.experiment import experiment_jobs
 from lever_lib.pi2vec import Embedder
 from lever_lib.regressor import Predictor
 from lever_lib.rollout import start_state
-from lever_lib.strategies import STRATEGIES, choose, combinations
+from lever_lib.strategies import STRATEGIES, choices, choose, combinations
 
 CANDIDATES = [[4, 2, 7, 1, 0], [3, 5, 6, 8, 9]]
 
@@ -31,6 +32,15 @@ def test_targeted_takes_the_best_and_hybrid_contains_it():
     assert combinations("library", CANDIDATES, 3, [5, 6]) == [(5, 6)]
     with pytest.raises(LeverError, match=STRATEGIES[0]):
         combinations("lucky", CANDIDATES, 3, [])
+
+
+def test_the_first_combinations_are_those_of_fewer_candidates():
+    every = combinations("exhaustive", CANDIDATES, 3, [])
+    assert every[:9] == combinations("hybrid", CANDIDATES, 3, [])
+    assert every[:1] == combinations("targeted", CANDIDATES, 3, [])
+    assert len(set(every)) == 25
+    uneven = combinations("exhaustive", [[0, 1, 2], [3]], 2, [])
+    assert uneven == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_the_best_prediction_is_kept_and_the_first_on_ties(corridor):
@@ -69,3 +79,22 @@ def test_what_acts_alike_is_composed_once(corridor, monkeypatch):
     assert composed == [(0, 2), (0, 1)]
     assert choice.combinations == 4
     assert choice.members == (0, 2)
+
+
+def test_choices_in_one_go_are_those_made_apart(smoke):
+    job = experiment_jobs(smoke)[-1]
+    asked = job.asked[2]
+    system = reward_system(asked.query.setup)
+    pool = Pool(job.embedder.layout, system, job.q_tables, job.visits, job.alpha)
+    combos, ends = combinations("exhaustive", asked.candidates, 3, []), [1, 81, 625]
+    for method in METHODS.values():
+        seen = []
+        together = list(choices(pool, method, combos, ends, job.embedder, job.predictor, seen.append))
+        apart = [choose(pool, method, combos[:end], job.embedder, job.predictor) for end in ends]
+        for one, other in zip(together, apart, strict=True):
+            assert one.members == other.members
+            assert one.predicted_return == other.predicted_return
+            assert one.combinations == other.combinations
+        seconds = [choice.seconds_compose + choice.seconds_score for choice in together]
+        assert seconds == sorted(seconds), "they add up"
+        assert 0 < len(seen) <= 625

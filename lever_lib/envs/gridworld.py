@@ -157,6 +157,11 @@ class Layout:
         return index
 
     @cached_property
+    def fewest_golds(self) -> np.ndarray:
+        """Golds left at the least in each cell of an episode, int32 (S,); G + 1 in cells that no episode reaches."""
+        return _fewest_golds(self.transitions, len(self.golds))
+
+    @cached_property
     def transitions(self) -> Transitions:
         """The full move graph."""
         size = self.size
@@ -279,6 +284,19 @@ def enter(event: int, left: int, taken: int, pay: StatePay) -> tuple[float, int,
     if event == ENTER_EXIT:
         return pay.exit[left, taken], left, taken
     return 0.0, left, taken
+
+
+@njit(cache=True, nogil=True)
+def _fewest_golds(transitions: Transitions, golds: int) -> np.ndarray:
+    next_cell, event, _ = transitions
+    fewest = np.full(len(next_cell), golds + 1, np.int32)
+    fewest[0] = golds
+    for s in range(len(next_cell)):
+        for a in range(4):
+            if fewest[s] <= golds and event[s, a] != BUMP:
+                s_after = next_cell[s, a]
+                fewest[s_after] = min(fewest[s_after], fewest[s] - (event[s, a] == ENTER_GOLD))
+    return fewest
 
 
 def restrict(transitions: Transitions, support: np.ndarray) -> Transitions:

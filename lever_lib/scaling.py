@@ -1,0 +1,128 @@
+"""What a query costs as the grid, the library and the number of candidates grow: CPU seconds of one core."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from lever_lib.composition import METHODS, Pool
+from lever_lib.envs.features import feature_tables
+from lever_lib.envs.gridworld import States, make_layout
+from lever_lib.envs.rewards import COMPONENTS, SINGLE_OBJECTIVES, reward_system
+from lever_lib.library import training_jobs
+from lever_lib.params import Grid, Params, gold_slots
+from lever_lib.pi2vec import Embedder
+from lever_lib.policies.tabular import train
+from lever_lib.regressor import Predictor
+from lever_lib.seeding import stream
+from lever_lib.strategies import choose, combinations
+
+_SIZES = (8, 12, 16, 24, 32, 48)
+_POLICIES = (5, 10, 20, 40, 80)
+_CANDIDATES = (1, 2, 3, 4, 5, 6)
+_SNAPSHOTS = tuple(round(0.1 * step, 1) for step in range(1, 11))
+_TOP_K = 3  # while the grid grows
+_REPEATS = 5
+
+
+def measure_costs(params: Params, predictor: Predictor) -> pd.DataFrame:
+    """Measure the compose-and-score time of a query for all four objectives on one layout.
+
+    One thing grows at a time: the side N of the grid (objects in proportion, hybrid strategy with k = 3), the policies
+    that are composed at once (strategy library), the k candidates per sub-query that are combined.
+
+    Args:
+        params: of the spec; its grid is where the other two are measured.
+        predictor: any of the spec's; what it predicts does not matter here.
+
+    Returns:
+        Columns `grows, value, method, seconds, repeats`: `seconds` is the median CPU time of a query.
+    """
+    rows = []
+    worlds = {size: _query(_resized(params, size)) for size in tqdm(_SIZES, desc="worlds to measure in", unit="grid")}
+    own = worlds.get(params.grid.size) or _query(params)
+    jobs: list[tuple[str, int, Pool, Embedder, list]] = []
+    for size, (pool, embedder, candidates) in worlds.items():
+        jobs.append(("size", size, pool, embedder, combinations("hybrid", candidates, _TOP_K, ())))
+    pool, embedder, candidates = own
+    for count in _POLICIES:
+        spread = np.linspace(0, len(pool.q_tables) - 1, count).round().astype(int)
+        jobs.append(("policies", count, pool, embedder, [tuple(spread.tolist())]))
+    for k in _CANDIDATES:
+        jobs.append(("k", k, pool, embedder, combinations("hybrid", candidates, k, ())))
+    for grows, value, pool, embedder, combos in tqdm(jobs, desc="measuring costs", unit="size"):
+        for method in METHODS.values():
+            seconds = _median_seconds(
+                lambda m=method, p=pool, e=embedder, c=combos: choose(p.fresh(), m, c, e, predictor)
+            )
+            rows.append((grows, value, method.name, seconds, _REPEATS))
+    return pd.DataFrame(rows, columns=["grows", "value", "method", "seconds", "repeats"])
+
+
+def _median_seconds(call: Callable[[], object]) -> float:
+    call()  # loads what is compiled
+    seconds = []
+    for _ in range(_REPEATS):
+        started = time.thread_time()
+        call()
+        seconds.append(time.thread_time() - started)
+    return float(np.median(seconds))
+
+
+def _resized(params: Params, size: int) -> Params:
+    """The spec on another grid, with as many objects per cell; golds as many as the features have room for."""
+    grid, area = params.grid, (size / params.grid.size) ** 2
+    golds = min(round(grid.golds * area), gold_slots(size))
+    blocks, hazards = round(grid.blocks * area), round(grid.hazards * area)
+    return replace(params, grid=Grid(size, golds, blocks, hazards, grid.moves, grid.legacy_gold_exit))
+
+
+def _query(params: Params) -> tuple[Pool, Embedder, list[list[int]]]:
+    """A trained layout, and the candidates of a query for everything: ten snapshots per objective."""
+    first = next(iter(params.libraries))
+    settings = replace(
+        params, libraries={first: params.libraries[first]}, sarsa=replace(params.sarsa, snapshots=_SNAPSHOTS)
+    )
+    layout = make_layout(params.grid, params.seeds[0])
+    runs = [train(job)[0] for job in training_jobs(settings, [layout])]
+    records = [record for run in runs for record in run]
+    episodes = [record.episode for record in records]
+    cells, golds, lever = (
+        np.concatenate([getattr(episode, name)[: len(episode.actions)] for episode in episodes])
+        for name in ("cells", "golds", "lever")
+    )
+    picks = stream(params.root_seed, "scaling").choice(len(cells), params.pi2vec.canonical_states)
+    canonical = States(cells[picks], golds[picks], lever[picks])
+    embedder = Embedder(layout, canonical, feature_tables(layout), params.pi2vec.gamma)
+    system = reward_system("-".join(COMPONENTS), params.grid.legacy_gold_exit)
+    q_tables, visits = (np.stack([getattr(record, name) for record in records]) for name in ("q_table", "visits"))
+    pool = Pool(layout, system, q_tables, visits.astype(np.int32), params.sarsa.alpha)
+    setups = [record.setup for record in records]
+    candidates = [[row for row, setup in enumerate(setups) if setup == single][::-1] for single in SINGLE_OBJECTIVES]
+    return pool, embedder, candidates
+
+
+def fit_exponents(costs: pd.DataFrame) -> pd.DataFrame:
+    """How cost grows: seconds ~ value^exponent, a least-squares line through the logarithms.
+
+    Args:
+        costs: as from `measure_costs`.
+
+    Returns:
+        Columns `grows, method, exponent, first_half, second_half`: over all points, and over either half of them, so
+        that growth that is no power law shows.
+    """
+    rows = []
+    for (grows, method), part in costs.groupby(["grows", "method"], sort=False):
+        x, y = np.log(part["value"].to_numpy()), np.log(part["seconds"].to_numpy())
+        half = len(x) // 2
+        slope, first, last = (
+            np.polyfit(x[s], y[s], 1)[0] for s in (slice(None), slice(0, half + 1), slice(half, None))
+        )
+        rows.append((grows, method, slope, first, last))
+    return pd.DataFrame(rows, columns=["grows", "method", "exponent", "first_half", "second_half"])
