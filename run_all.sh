@@ -4,6 +4,7 @@
 #   ./run_all.sh [SPEC...]       run notebooks 01-06 for each spec (default: 8x8 16x16 32x32)
 #   ./run_all.sh --from 05 8x8   start at a notebook
 #   ./run_all.sh smoke           the whole pipeline at toy size
+#   ./run_all.sh study [SPEC...] the experiment on further layouts, for intervals that say something (15 minutes)
 #   ./run_all.sh test            lint, tests, and a re-run of every committed notebook
 #   ./run_all.sh notebooks       re-execute the committed notebooks in place, at the 8x8 spec
 #
@@ -17,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 die() { echo "run_all.sh: $1" >&2; exit 2; }
 
-usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 # A copied or moved checkout brings a .venv that still points to the old place.
 installed_here() {
@@ -65,6 +66,7 @@ run_notebooks_in_place() {
     --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/[0-9]*.ipynb
 }
 
+published=(8x8 16x16 32x32)
 specs=()
 from=01
 while (($#)); do
@@ -85,8 +87,13 @@ set_up
 case ${specs[0]:-} in
   test) run_tests ;;
   notebooks) run_notebooks_in_place ;;
+  study)
+    specs=("${specs[@]:1}")
+    ((${#specs[@]})) || specs=("${published[@]}")
+    exec .venv/bin/python -m lever_lib.study "${specs[@]}"
+    ;;
   *)
-    ((${#specs[@]})) || specs=(8x8 16x16 32x32)
+    ((${#specs[@]})) || specs=("${published[@]}")
     exec .venv/bin/python -m lever_lib.notebooks --from "$from" "${specs[@]}"
     ;;
 esac

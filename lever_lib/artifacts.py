@@ -29,10 +29,10 @@ from lever_lib.params import Params, resolved
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = "manifest.json"
 _DAMAGED = "is missing or damaged"
-STUDY = "study"  # folder of results that take hours
+STUDY = "study"  # folder, and manifest entry, of results that take long and outlive a run
 # What a published spec keeps in git, by path within its folder; `.gitignore` says the same. Everything else is bulky
 # and comes back by running.
-PUBLISHED = ("composition/*.csv", "results/*", "figures/*", "notebooks/*.ipynb")
+PUBLISHED = ("composition/*.csv", "results/*", "figures/*", "notebooks/*.ipynb", "study/*")
 
 
 def outputs_root() -> Path:
@@ -212,8 +212,12 @@ class Outputs:
             self._save(stages)
 
     def _save(self, stages: dict[str, Any]) -> None:
-        content = {"spec": self.spec, "stages": dict(sorted(stages.items()))}
-        _write_text(self.folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+        _write_manifest(self.folder, stages)
+
+
+def _write_manifest(folder: Path, stages: dict[str, Any]) -> None:
+    content = {"spec": folder.name, "stages": dict(sorted(stages.items()))}
+    _write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -277,9 +281,13 @@ def examine(folder: Path) -> dict[str, Condition]:
 
 
 def clear(folder: Path) -> None:
-    """Delete all that a run wrote into a spec's folder. Studies take hours and stay."""
+    """Delete all that a run wrote into a spec's folder. Studies take long and stay."""
     if not folder.is_dir():
         return
+    try:
+        study = read_manifest(folder).get(STUDY)
+    except MissingArtifactError:
+        study = None
     for path in folder.iterdir():
         if path.name == STUDY:
             continue
@@ -287,6 +295,8 @@ def clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+    if study:
+        _write_manifest(folder, {STUDY: study})
     if not any(folder.iterdir()):
         folder.rmdir()
 

@@ -1,17 +1,30 @@
-"""The one place where independent jobs are spread over cores. Results come back in the order of the jobs."""
+"""The one place where independent jobs are spread over cores or machines. Results come in the order of the jobs.
+
+A job names its random stream instead of holding one, and a function of `lever_lib` does it, so it may run anywhere, and
+twice if a machine is lost. Jobs are objects that travel with their task: joblib would store a bare array on one worker
+of a cluster, and the task could not be repeated once that worker is gone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
+from lever_lib.errors import LeverError
 from lever_lib.params import Execution
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+_PATIENCE = 10  # seconds to wait for a scheduler, and for its first worker
 
 
 def run_jobs(
@@ -22,20 +35,69 @@ def run_jobs(
     Args:
         function: importable from `lever_lib`, so that another process can find it.
         jobs: independent of each other.
-        execution: how many workers.
+        execution: how many workers of this machine, or the address of a Dask scheduler whose workers do it all.
         label: of the progress bar.
         threads: whether the jobs spend their time in kernels that release the interpreter lock, so that threads
-            will do; else they run in processes.
+            will do; else they run in processes. A Dask cluster has its own ways.
+
+    Raises:
+        LeverError: if there is no cluster at the address, or its workers run other code.
     """
-    bar = tqdm(total=len(jobs), desc=label, unit="job", leave=True)
-    with bar:
-        if execution.workers == 1:
-            results = map(function, jobs)
-        else:
-            pool = Parallel(
-                n_jobs=execution.workers, return_as="generator", prefer="threads" if threads else "processes"
-            )
-            results = pool(delayed(function)(job) for job in jobs)
-        for result in results:
+    with tqdm(total=len(jobs), desc=label, unit="job", leave=True) as bar:
+        for result in _results(function, jobs, execution, threads):
             bar.update()
             yield result
+
+
+def _results(
+    function: Callable[[Job], Result], jobs: Sequence[Job], execution: Execution, threads: bool
+) -> Iterator[Result]:
+    if execution.scheduler is not None:
+        with _cluster(execution.scheduler) as client:
+            with parallel_config(backend="dask", client=client):
+                pool = Parallel(return_as="generator")
+            yield from pool(delayed(function)(job) for job in jobs)
+    elif execution.workers == 1:
+        yield from map(function, jobs)
+    else:
+        pool = Parallel(n_jobs=execution.workers, return_as="generator", prefer="threads" if threads else "processes")
+        yield from pool(delayed(function)(job) for job in jobs)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Client]:
+    """A connection to a Dask cluster whose workers run the very code that runs here."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise LeverError(
+            f"execution.scheduler = {address!r}: needs dask, which is not installed: pip install -e '.[dask]'"
+        ) from None
+    try:
+        client = Client(address, timeout=_PATIENCE, set_as_default=False)
+    except (OSError, ValueError):
+        raise LeverError(f"execution.scheduler = {address!r}: no Dask scheduler answers there") from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_PATIENCE)
+        except TimeoutError:
+            raise LeverError(
+                f"execution.scheduler = {address!r}: the cluster has no worker; start dask worker"
+            ) from None
+        try:
+            found = client.run(package_hash)
+        except ModuleNotFoundError as error:
+            raise LeverError(f"execution.scheduler = {address!r}: a worker lacks the module {error.name}") from None
+        other = sorted(worker for worker, code in found.items() if code != package_hash())
+        if other:
+            raise LeverError(
+                f"execution.scheduler = {address!r}: worker {other[0]} runs another version of lever_lib than this "
+                "machine; its results would not be those of this code"
+            )
+        yield client
+
+
+def package_hash() -> str:
+    """Hash of all sources of `lever_lib`: workers that have the same one compute the same."""
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()

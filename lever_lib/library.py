@@ -248,7 +248,8 @@ def build_library(params: Params, outputs: Outputs, overwrite: bool = False) -> 
                 runs.append(run)
                 meter.update()
             layouts = list({job.layout.name: job.layout for job in jobs}.values())
-            _write(outputs.spec, params, folder, layouts, runs, meter.joules)
+            joules = meter.joules if params.execution.scheduler is None else None  # a cluster's are not these counters
+            _write(outputs.spec, params, folder, layouts, runs, joules)
     return load_library(params, outputs)
 
 

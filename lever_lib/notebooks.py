@@ -18,10 +18,11 @@ from typing import Any
 import nbformat
 
 from lever_lib import experiment, index, library, pi2vec, regressor, report
-from lever_lib.artifacts import ROOT, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
+from lever_lib.artifacts import ROOT, STUDY, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError, exit_code
 from lever_lib.params import load_params, resolved
+from lever_lib.study import study_files
 
 FOLDER = ROOT / "notebooks"
 STAGES: dict[str, Stage] = {
@@ -119,12 +120,12 @@ def _key(path: Path, outputs: Outputs) -> str:
     code = "\n".join(source for kind, source in cells if kind == "code")
     stages = {name: lasting_files(entry["files"]) for name, entry in outputs.manifest().items() if "/" not in name}
     upstream = _upstream(STAGES.get(path.stem))
+    imported = re.findall(r"^from (lever_lib[\w.]*) import", code, re.MULTILINE)
     parts: dict[str, Any] = {
         "cells": cells,
         "params": resolved(outputs.params),
-        "sources": {
-            name: source_hash(name) for name in re.findall(r"^from (lever_lib[\w.]*) import", code, re.MULTILINE)
-        },
+        "sources": {name: source_hash(name) for name in imported},
+        "study": [file_hash(file) for file in study_files(outputs)] if "lever_lib.study" in imported else [],
         "stages": {name: files for name, files in stages.items() if not upstream or name in upstream},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -154,7 +155,8 @@ def run_spec(spec: str, start: str) -> None:
     outputs = Outputs(spec, load_params(spec))
     notebooks = numbered_notebooks(start)
     # A clone brings finished tables of published specs. A run that trains its own library replaces them by its own.
-    published = [] if (outputs.folder / library.STAGE.name).is_dir() else list(outputs.manifest())
+    trained = (outputs.folder / library.STAGE.name).is_dir()
+    published = [] if trained else [name for name in outputs.manifest() if name != STUDY]
     for path in notebooks:
         title = f"{spec}: {path.stem} ..."
         bars_follow = sys.stderr.isatty()

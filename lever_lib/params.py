@@ -136,7 +136,7 @@ class Execution:
     """Where the work runs. Never changes a result."""
 
     workers: int = Field(2, ge=1, le=1024)
-    scheduler: None = None
+    scheduler: str | None = Field(None, pattern=r"^(tcp|tls)://[^\s/:]+:[0-9]{1,5}$")  # of a Dask cluster, instead
 
 
 @dataclass(frozen=True, config=_STRICT)

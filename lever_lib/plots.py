@@ -12,6 +12,7 @@ from typing import ParamSpec
 
 import matplotlib
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -334,6 +335,132 @@ def seconds_of_a_query(summary: pd.DataFrame, title: str) -> Figure:
     axes.set_title(title)
     axes.grid(axis="x", color=GRID_LINE, linewidth=0.5)
     _legend_below(figure, handles, [*summary["method"].unique(), "SARSA from scratch"], columns=2)
+    return figure
+
+
+@_styled
+def improvements(table: pd.DataFrame, title: str) -> Figure:
+    """How probably one way does better than another, with intervals; at one half neither does.
+
+    Args:
+        table: columns `pair, probability, low, high`.
+        title: above the figure.
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.36 * len(table) + 1.1), layout="constrained")
+    _intervals(axes, table.assign(method=""), "pair", "probability")
+    axes.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+    axes.set(xlim=(-0.03, 1.03), xlabel="probability of the higher return")
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+@_styled
+def by_library(summary: pd.DataFrame, value: str, label: str, log: bool, lines: dict[str, str], title: str) -> Figure:
+    """What more training brings: a panel per query class, in it a point with an interval per budget and method.
+
+    Args:
+        summary: columns `library, query_class, method, low, high`, and those of `value` and `lines`.
+        value: column of the points.
+        label: of the vertical axis.
+        log: whether that axis is logarithmic.
+        lines: columns drawn as a dash per budget, and what to call them.
+        title: above the figure.
+    """
+    classes = summary["query_class"].unique()
+    figure, panels = plt.subplots(
+        1, len(classes), figsize=(WIDTH, 3.7), sharey=True, layout="constrained", squeeze=False
+    )
+    handles: list[Line2D] = []
+    for axes, name in zip(panels.flat, classes, strict=True):
+        mine = summary[summary["query_class"] == name]
+        libraries, methods = mine["library"].unique(), mine["method"].unique()
+        handles = []
+        for method, offset, colour, marker in zip(methods, _offsets(methods), PALETTE, MARKERS, strict=False):
+            rows = mine[mine["method"] == method].set_index("library").loc[libraries]
+            ends = np.nan_to_num(np.abs(np.stack([rows[value] - rows["low"], rows["high"] - rows[value]])))
+            places = np.arange(len(libraries)) + offset
+            axes.errorbar(
+                places, rows[value], yerr=ends, fmt=marker, color=colour, markersize=4.5, capsize=2, elinewidth=1.1
+            )
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle=""))
+        for column, colour in zip(lines, ("black", "0.5"), strict=False):
+            heights = mine.groupby("library", sort=False)[column].first().loc[libraries]
+            places = np.arange(len(libraries))
+            axes.hlines(heights, places - 0.42, places + 0.42, color=colour, linewidth=1.2, linestyle="--")
+            handles.append(Line2D([], [], color=colour, linewidth=1.2, linestyle="--"))
+        axes.set(xticks=range(len(libraries)), xticklabels=libraries, yscale="log" if log else "linear")
+        axes.set_title(name, fontsize="small")
+        axes.grid(axis="y", color=GRID_LINE, linewidth=0.5)
+    panels.flat[0].set_ylabel(label)
+    figure.suptitle(title, fontsize="medium")
+    _legend_below(figure, handles, [*summary["method"].unique(), *lines.values()])
+    return figure
+
+
+@_styled
+def k_sweep(sweep: pd.DataFrame, title: str) -> Figure:
+    """What combining more candidates brings, a panel per method.
+
+    Shown are the return of the combination chosen, what was predicted of it, and the best return of any combination.
+
+    Args:
+        sweep: columns `method, k, optimum`, and `return, predicted_return, best_return` with their `_low, _high` ends.
+        title: above the figure.
+    """
+    methods = sweep["method"].unique()
+    figure, panels = plt.subplots(
+        1, len(methods), figsize=(WIDTH, 3.4), sharey=True, layout="constrained", squeeze=False
+    )
+    looks = (("best of all, by true return", "best"), ("chosen", "return"), ("chosen, as predicted", "predicted"))
+    for axes, method in zip(panels.flat, methods, strict=True):
+        rows = sweep[sweep["method"] == method]
+        handles = []
+        for (_, name), colour, marker in zip(looks, PALETTE, MARKERS, strict=False):
+            value = rows["return" if name == "return" else f"{name}_return"]
+            axes.fill_between(
+                rows["k"], rows[f"{name}_low"], rows[f"{name}_high"], color=colour, alpha=0.15, linewidth=0
+            )
+            handles += axes.plot(rows["k"], value, marker=marker, color=colour, markersize=4.5, linewidth=1.2)
+        handles += axes.plot(rows["k"], rows["optimum"], color="black", linestyle=":", linewidth=1)
+        axes.set(xticks=rows["k"], xlabel="k")
+        axes.set_title(method, fontsize="small")
+    panels.flat[0].set_ylabel("return")
+    figure.suptitle(title, fontsize="medium")
+    _legend_below(figure, handles, [*(look[0] for look in looks), "optimum"], columns=2)
+    return figure
+
+
+@_styled
+def growth(costs: pd.DataFrame, exponents: pd.DataFrame, names: dict[str, str], title: str) -> Figure:
+    """What a query costs as something grows, on log-log axes.
+
+    A panel per thing that grows, a line per method with its fitted exponent.
+
+    Args:
+        costs: columns `grows, value, method, seconds`.
+        exponents: columns `grows, method, exponent`.
+        names: how to call each thing that grows.
+        title: above the figure.
+    """
+    figure, panels = plt.subplots(1, len(names), figsize=(WIDTH, 3.6), sharey=True, layout="constrained", squeeze=False)
+    methods = costs["method"].unique()
+    fitted = exponents.set_index(["grows", "method"])["exponent"]
+    for axes, (grows, name) in zip(panels.flat, names.items(), strict=True):
+        handles = []
+        for method, colour, marker in zip(methods, PALETTE, MARKERS, strict=False):
+            rows = costs[(costs["grows"] == grows) & (costs["method"] == method)]
+            handles += axes.plot(
+                rows["value"], rows["seconds"], marker=marker, color=colour, markersize=4, linewidth=1.1
+            )
+        values = costs.loc[costs["grows"] == grows, "value"].unique()
+        axes.set(xscale="log", yscale="log", xlabel=name, xticks=values, xticklabels=values)
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes.tick_params(labelsize="x-small")
+        powers = "\n".join(f"{method}: {fitted[grows, method]:.2f}" for method in methods)
+        axes.text(0.04, 0.98, powers, transform=axes.transAxes, va="top", fontsize="x-small")
+    panels.flat[0].set_ylabel("CPU seconds")
+    figure.suptitle(title, fontsize="medium")
+    _legend_below(figure, handles, list(methods))
     return figure
 
 

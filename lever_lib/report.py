@@ -322,8 +322,8 @@ def published_averages(shares: pd.DataFrame, spec: str, grid: Grid, seeds: tuple
         seeds: of its layouts.
 
     Returns:
-        Columns `method, library, query_class, strategy, published_return, published_optimum, published_share, return,
-        return_low, return_high, optimum, share_of_averages`; `strategy` holds `scratch` too.
+        Columns `method, library, query_class, strategy, rows, published_return, published_optimum, published_share,
+        return, return_low, return_high, optimum, share_of_averages`; `strategy` holds `scratch` too.
     """
     published = _published("averages", spec)
     setups = {query.query_class: [] for query in experiment.QUERIES}
@@ -348,22 +348,81 @@ def published_averages(shares: pd.DataFrame, spec: str, grid: Grid, seeds: tuple
     table["published_share"] = table["published_return"] / table["published_optimum"]
     table["share_of_averages"] = table["return"] / table["optimum"]
     theirs = ["published_return", "published_optimum", "published_share"]
-    return table[[*keys, *theirs, *columns, "share_of_averages"]]
+    return table[[*keys, "rows", *theirs, *columns, "share_of_averages"]]
+
+
+def pooled_averages(averages: pd.DataFrame) -> pd.DataFrame:
+    """Published averages beside ours with libraries and query classes pooled, each row of theirs weighing the same.
+
+    Args:
+        averages: as from `published_averages`.
+
+    Returns:
+        Index `method, strategy`; columns `published_return, published_share, return, share`.
+    """
+    columns = ["published_return", "published_optimum", "return", "optimum"]
+    keys = averages[["method", "strategy"]]
+    sums = pd.concat([keys, averages[columns].mul(averages["rows"], axis=0), averages["rows"]], axis=1)
+    sums = sums.groupby(["method", "strategy"], sort=False).sum()
+    means = sums[columns].div(sums["rows"], axis=0)
+    return pd.DataFrame(
+        {
+            "published_return": means["published_return"],
+            "published_share": means["published_return"] / means["published_optimum"],
+            "return": means["return"],
+            "share": means["return"] / means["optimum"],
+        }
+    )
+
+
+def readable_shares(shares: pd.DataFrame) -> pd.DataFrame:
+    """Overall shares as text, by method and strategy: mean and interquartile mean with intervals, stuck share."""
+    rows = overall(shares)
+    stuck = rows["stuck_share"].map("{:.1%}".format).where(rows["stuck_share"].notna(), "")
+    texts = rows.assign(mean=_cells(rows, "share", ""), IQM=_cells(rows, "iqm", "iqm_"), stuck=stuck)
+    long = texts.melt(["method", "strategy"], ["mean", "IQM", "stuck"], var_name="of the share")
+    return _crossed(long, ["method", "of the share"])
+
+
+def readable_direct(summary: Summary) -> pd.DataFrame:
+    """Mean shares as text: the right policies composed without retrieval, beside what the strategies do."""
+    direct = overall(summary.direct).assign(strategy="direct")
+    rows = pd.concat([direct, summary.overall().query("method in @direct['method']")])
+    return _crossed(rows.assign(value=_cells(rows, "share", "")), ["method"])
+
+
+def improvement_pairs(improvement: pd.DataFrame, strategy: str, methods: list[str]) -> pd.DataFrame:
+    """Rows of one strategy that compare some methods with each other and with the references; `pair` names them."""
+    mine = improvement[(improvement["strategy"] == strategy) & (improvement["over_strategy"] == strategy)]
+    mine = mine[mine["method"].isin(methods) & mine["over_method"].isin([*methods, *REFERENCES])]
+    return mine.assign(pair=mine["method"] + " over " + mine["over_method"])
+
+
+def _cells(rows: pd.DataFrame, value: str, ends: str) -> list[str]:
+    """`value [low, high]` of each row; the value alone where no interval is known."""
+    return [
+        f"{middle:.3f}" + ("" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]")
+        for middle, low, high in rows[[value, f"{ends}low", f"{ends}high"]].itertuples(index=False)
+    ]
+
+
+def _crossed(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    """Texts in `value`, a column per strategy."""
+    return rows.pivot_table(index=index, columns="strategy", values="value", aggfunc="first", sort=False)
 
 
 def latex_table(shares: pd.DataFrame, spec: str) -> str:
     """The overall shares: a row per method, a column per strategy; needs the LaTeX package booktabs."""
     rows = overall(shares)
     cells = [
-        f"{row.share:.3f} [{row.low:.3f}, {row.high:.3f}], {row.iqm:.3f}"
-        + ("" if pd.isna(row.stuck_share) else f", {100 * row.stuck_share:.0f}\\%")
-        for row in rows.itertuples()
+        f"{share}, {row.iqm:.3f}" + ("" if pd.isna(row.stuck_share) else f", {100 * row.stuck_share:.0f}\\%")
+        for share, row in zip(_cells(rows, "share", ""), rows.itertuples(), strict=True)
     ]
     caption = (
         f"Return as share of the exact optimum, {spec}: mean over {rows['layouts'].max()} layouts with its "
         f"{100 * LEVEL:.0f}\\% bootstrap interval over layouts, interquartile mean, share of policies that get stuck."
     )
-    return _latex(rows.assign(cell=cells), caption, f"tab:lever-{spec}")
+    return _latex(rows.assign(value=cells), caption, f"tab:lever-{spec}")
 
 
 def latex_timings(timings: pd.DataFrame, spec: str) -> str:
@@ -377,10 +436,10 @@ def latex_timings(timings: pd.DataFrame, spec: str) -> str:
         f"Seconds of a query, {spec}: median with (without) decomposition of the question, and how many times longer "
         f"training from scratch takes (median {rows['scratch_seconds'].iloc[0]:.3f} s)."
     )
-    return _latex(rows.assign(cell=cells), caption, f"tab:lever-seconds-{spec}")
+    return _latex(rows.assign(value=cells), caption, f"tab:lever-seconds-{spec}")
 
 
 def _latex(rows: pd.DataFrame, caption: str, label: str) -> str:
-    table = rows.pivot_table(index="method", columns="strategy", values="cell", aggfunc="first", sort=False)
+    table = _crossed(rows, ["method"])
     table.columns.name = table.index.name = None
     return table.style.to_latex(hrules=True, caption=caption, label=label, position_float="centering")

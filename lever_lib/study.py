@@ -21,17 +21,26 @@ import numpy as np
 import pandas as pd
 
 from lever_lib import experiment, index, library, pi2vec, regressor
-from lever_lib.artifacts import ROOT, STUDY, Outputs, file_hash, replace_folder, shown, source_hash
-from lever_lib.errors import LeverError, exit_code
+from lever_lib.artifacts import (
+    ROOT,
+    STUDY,
+    Outputs,
+    damaged_files,
+    file_hash,
+    read_manifest,
+    replace_folder,
+    shown,
+    source_hash,
+)
+from lever_lib.errors import LeverError, MissingArtifactError, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment
 from lever_lib.params import Params, load_params, resolved
 from lever_lib.regressor import Regressor
-from lever_lib.report import SUMMARY_FILES, Summary, read_summary, summarise_tables
+from lever_lib.report import Summary, read_summary, summarise_tables
 from lever_lib.scaling import measure_costs
 from lever_lib.search import Retriever
 
 _CHUNK = 10  # layouts that are trained and asked before their results are put away
-_PARAMS = "params.json"  # what a study was run with
 _COSTS = "costs_timings.csv"
 # Of the rows, what summaries cannot give back.
 _ROWS = "results.csv"
@@ -63,17 +72,29 @@ def study_files(outputs: Outputs) -> list[Path]:
     """Files of a spec's study: the run's own, else those that came with the repository; none if there is none.
 
     A study that was run with other params is not of this spec.
+
+    Raises:
+        MissingArtifactError: if one of them is damaged.
     """
-    for folder in (outputs.folder / STUDY, ROOT / "outputs" / outputs.spec / STUDY):
-        known = folder / _PARAMS
-        if known.is_file() and json.loads(known.read_text()) == _settings(outputs.params):
-            files = [folder / name for name in (*SUMMARY_FILES, _ROWS, _COSTS)]
-            return files if all(file.is_file() for file in files) else []
+    for folder in (outputs.folder, ROOT / "outputs" / outputs.spec):
+        entry = read_manifest(folder).get(STUDY)
+        if entry is None or entry["key"] != _key(outputs.params):
+            continue
+        damaged = damaged_files(folder, entry)
+        if damaged:
+            raise MissingArtifactError(
+                f"{shown(damaged[0])} is missing or damaged; run ./run_all.sh study {outputs.spec}, or take it from git"
+            )
+        return [folder / name for name in entry["files"]]
     return []
 
 
 def find_study(outputs: Outputs) -> Study | None:
-    """The study of a spec, or None if none was run with these params."""
+    """The study of a spec, or None if none was run with these params.
+
+    Raises:
+        MissingArtifactError: if one of its files is damaged.
+    """
     files = study_files(outputs)
     if not files:
         return None
@@ -90,9 +111,10 @@ def absent(outputs: Outputs) -> str:
     )
 
 
-def _settings(params: Params) -> dict:
-    """What a study depends on, of the params."""
-    return {name: value for name, value in resolved(params).items() if name in _READ}
+def _key(params: Params) -> str:
+    """Hash of the params that a study depends on. Code may change without a study of half an hour being void."""
+    read = {name: value for name, value in resolved(params).items() if name in _READ}
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def run_study(outputs: Outputs) -> Study:
@@ -123,19 +145,18 @@ def run_study(outputs: Outputs) -> Study:
     summarise_tables(tables, outputs.spec, params.root_seed).write(draft)
     tables.results[_ROW_COLUMNS].round(4).to_csv(draft / _ROWS, index=False)
     measure_costs(params, models.for_layout("")).to_csv(draft / _COSTS, index=False)
-    (draft / _PARAMS).write_text(json.dumps(_settings(params), indent=1) + "\n")
+    files = {f"{STUDY}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
+    outputs.forget(STUDY)
     replace_folder(draft, outputs.folder / STUDY)
+    outputs.enter(STUDY, {"key": _key(params), "root_seed": params.root_seed, "files": files})
     shutil.rmtree(work)
-    found = find_study(outputs)
-    if found is None:
-        raise LeverError(f"{shown(outputs.folder / STUDY)}: was changed while it was written; run the study again")
-    return found
+    return find_study(outputs)
 
 
 def _work_folder(outputs: Outputs) -> Path:
     """Where unfinished work is kept; work of other params, models or code is thrown away."""
     models = file_hash(outputs.folder / regressor.STAGE.name / "models.npz")
-    depends = json.dumps([_settings(outputs.params), models, source_hash("lever_lib.study")], sort_keys=True)
+    depends = "".join([_key(outputs.params), models, source_hash("lever_lib.study")])
     work = outputs.folder / f".study-{hashlib.sha256(depends.encode()).hexdigest()[:16]}"
     for old in outputs.folder.glob(".study-*"):
         if old != work:

@@ -8,7 +8,7 @@ import pytest
 
 from lever_lib import load_policy
 from lever_lib.__main__ import main
-from lever_lib.artifacts import ROOT
+from lever_lib.artifacts import ROOT, file_hash
 from lever_lib.experiment import load_results
 
 
@@ -99,7 +99,7 @@ def test_search_agrees_with_the_experiment(said, smoke_outputs):
     text = "Find the fastest exit and collect as much gold as possible"
     which = ["--spec", "smoke", "--seed", "1", "--library", "X1", "--strategy", "exhaustive", "--method", "qsum"]
     answer = json.loads(said("search", text, *which, "--json"))
-    results = load_results(smoke_outputs)[0]
+    results = load_results(smoke_outputs).results
     row = results.query(
         "query == @text and seed == '0001' and library == 'X1' and strategy == 'exhaustive' and method == 'qsum'"
     ).iloc[0]
@@ -248,11 +248,22 @@ def test_reset_asks_and_keeps_studies(copied):
     (study / "long.csv").write_text("hours\n")
     (copied / "other").mkdir()
     assert_refused(lever("reset", "--spec", "smoke", outputs=copied), "--yes")
+    manifest = copied / "smoke" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["stages"]["study"] = {
+        "key": "k",
+        "root_seed": 0,
+        "files": {"study/long.csv": file_hash(study / "long.csv")},
+    }
+    manifest.write_text(json.dumps(content))
     assert "nothing was deleted" in lever("reset", "--spec", "smoke", outputs=copied, answer="n\n").stdout
     assert "nothing was deleted" in lever("reset", "--spec", "smoke", outputs=copied, answer="\n").stdout
     assert (copied / "smoke" / "manifest.json").is_file()
     assert lever("reset", "--spec", "smoke", outputs=copied, answer="y\n").returncode == 0
-    assert [path.name for path in (copied / "smoke").iterdir()] == ["study"]
+    assert sorted(path.name for path in (copied / "smoke").iterdir()) == ["manifest.json", "study"]
+    assert list(json.loads(manifest.read_text())["stages"]) == ["study"], "and they are still known"
+    assert lever("verify", "--spec", "smoke", outputs=copied).returncode == 0
+    manifest.unlink()
     assert (copied / "other").is_dir()
     shutil.rmtree(study)
     assert json.loads(lever("reset", "--spec", "smoke", "--yes", "--json", outputs=copied).stdout)["deleted"]

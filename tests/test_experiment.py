@@ -27,7 +27,8 @@ TIMINGS = [
 
 @pytest.fixture
 def tables(smoke, smoke_outputs):
-    return load_results(smoke_outputs)
+    found = load_results(smoke_outputs)
+    return found.results, found.timings
 
 
 def test_every_query_strategy_method_layout_and_library_has_a_row(tables):
@@ -106,6 +107,44 @@ def test_combinations_and_who_is_composed(tables):
     assert (members.str.len() == 35).all()
 
 
+def test_the_sweep_holds_the_strategies(smoke, smoke_outputs):
+    """k = 3 is hybrid and k = 5 is exhaustive, and more combinations are never predicted to be worse."""
+    found = load_results(smoke_outputs)
+    sweep = found.sweep.set_index(["library", "seed", "query_class", "setup", "method", "k"])
+    assert len(sweep) == len(QUERIES) * len(METHODS) * 3 * 2 * 4
+    assert sweep.index.is_unique
+    for k, strategy in ((3, "hybrid"), (5, "exhaustive")):
+        rows = found.results[found.results["strategy"] == strategy].set_index(sweep.index.names[:-1]).sort_index()
+        same = sweep.xs(k, level="k").sort_index()
+        for column in ("return", "predicted_return", "optimum", "combinations", "stuck"):
+            assert (rows[column] == same[column]).all(), column
+    for column in ("predicted_return", "best_return", "combinations"):
+        by_k = sweep[column].unstack("k")
+        assert (by_k.diff(axis=1).iloc[:, 1:] >= -1e-9).all(axis=None), column
+    assert (sweep["return"] <= sweep["best_return"] + 1e-9).all()
+    assert (sweep["best_return"] <= sweep["optimum"] + 1e-9).all()
+    seconds = found.sweep_timings.assign(total=found.sweep_timings.filter(like="seconds_").sum(axis=1))
+    grows = seconds.set_index(sweep.index.names)["total"].unstack("k")
+    assert (grows.diff(axis=1).iloc[:, 1:] > 0).all(axis=None), "work adds up"
+
+
+def test_direct_bounds_are_made_of_the_right_policies_at_their_best(smoke, smoke_outputs):
+    library = smoke.library
+    policies = library.policies.set_index("policy_id")
+    parts = {(query.query_class, query.setup): query.parts for query in QUERIES}
+    direct = load_results(smoke_outputs).direct
+    assert len(direct) == len(QUERIES) * len(METHODS) * 3 * 2
+    for row in direct.itertuples():
+        members = policies.loc[row.policies.split("+")]
+        assert tuple(members["setup"]) == parts[row.query_class, row.setup]
+        assert set(members["seed"]) == {row.seed}
+        assert set(members["library"]) == {row.library}
+        for member in members.itertuples():
+            others = policies.query("seed == @row.seed and library == @row.library and setup == @member.setup")
+            better = others[others["return"] >= others["return"].max()]
+            assert member.snapshot == better["snapshot"].min(), "the earliest of the best"
+
+
 def test_candidates_come_from_the_class_only(smoke):
     for job in experiment_jobs(smoke):
         for asked in job.asked:
@@ -121,7 +160,7 @@ def test_an_undivided_query_is_one_sub_query(smoke):
     undivided = replace(smoke.library, params=replace(params, search=replace(params.search, decompose="none")))
     for job in experiment_jobs(replace(smoke, library=undivided))[:1]:
         assert [len(asked.candidates) for asked in job.asked] == [1] * len(QUERIES)
-        rows = run_job(job)
+        rows = run_job(job)["results"]
         assert len(rows) == len(QUERIES) * len(STRATEGIES) * len(METHODS)
         assert all(row["return"] <= row["optimum"] for row in rows)
 
@@ -144,7 +183,7 @@ def test_same_params_same_bytes_on_one_worker_or_two(smoke, smoke_outputs, smoke
     params = replace(smoke_params, execution=Execution(workers=2))
     build_everything(params, Outputs("smoke", params, tmp_path))
     first, second = digests(smoke_outputs.folder), digests(tmp_path / "smoke")
-    assert len(first) == 17
+    assert len(first) == 23
     assert first == second
 
 

@@ -1,10 +1,98 @@
+import os
+import signal
+import sys
+from dataclasses import replace
+
+import distributed
+import numpy as np
 import pytest
 
+from lever_lib import jobs as seam
+from lever_lib.artifacts import Outputs
+from lever_lib.envs.gridworld import make_layout
+from lever_lib.errors import LeverError
 from lever_lib.jobs import run_jobs
-from lever_lib.params import Execution
+from lever_lib.library import build_library, training_jobs
+from lever_lib.params import Budget, Execution
+from lever_lib.policies.tabular import train
+from tests.conftest import build_everything
+from tests.test_experiment import digests
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(1, True), (2, True), (2, False)])
 def test_results_come_in_the_order_of_the_jobs(workers, threads):
     jobs = [[3, 1], [2], [], [5, 5]]
     assert list(run_jobs(sum, jobs, Execution(workers=workers), "adding", threads)) == [4, 2, 0, 10]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two worker processes on this machine."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        yield cluster
+
+
+def on(cluster):
+    return Execution(workers=1, scheduler=cluster.scheduler_address)
+
+
+def test_a_cluster_gives_the_same_bytes(cluster, smoke, smoke_outputs, smoke_params, tmp_path):
+    params = replace(smoke_params, execution=on(cluster))
+    build_everything(params, Outputs("smoke", params, tmp_path))
+    assert digests(tmp_path / "smoke") == digests(smoke_outputs.folder)
+
+
+def test_nothing_is_lost_when_a_worker_is_killed_half_way(cluster, smoke_params):
+    params = replace(smoke_params, libraries={"X1": Budget(1_000_000, 0.9999)})
+    jobs = training_jobs(params, [make_layout(params.grid, seed) for seed in range(2)])
+    here = [records for records, _ in map(train, jobs)]
+    victim = next(iter(cluster.workers.values()))
+    there = []
+    for records, _ in run_jobs(train, jobs, on(cluster), "training", threads=True):
+        there.append(records)
+        if len(there) == 2:
+            assert cluster.scheduler.workers[victim.worker_address].processing, "there must be something to lose"
+            os.kill(victim.pid, signal.SIGKILL)
+    assert len(there) == len(jobs)
+    for mine, theirs in zip(here, there, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            assert one.policy_id == other.policy_id
+            assert np.array_equal(one.q_table, other.q_table)
+            assert np.array_equal(one.visits, other.visits)
+
+
+def test_energy_of_a_cluster_is_estimated(cluster, smoke_params, tmp_path, monkeypatch):
+    monkeypatch.setattr("lever_lib.library.Meter.joules", 1e6)
+    here = build_library(smoke_params, Outputs("smoke", smoke_params, tmp_path / "here"))
+    assert set(here.timings["energy_label"]) == {"measured"}
+    params = replace(smoke_params, execution=on(cluster))
+    there = build_library(params, Outputs("smoke", params, tmp_path / "there"))
+    assert set(there.timings["energy_label"]) == {"estimated"}
+
+
+def test_workers_with_other_code_are_refused(cluster, monkeypatch):
+    ours = seam.package_hash()
+    monkeypatch.setattr(seam, "package_hash", replaced_hash)
+    assert replaced_hash() != ours
+    with pytest.raises(LeverError, match="another version of lever_lib"):
+        list(run_jobs(sum, [[1]], on(cluster), "adding", threads=True))
+
+
+def replaced_hash():
+    """Differs from process to process."""
+    return str(os.getpid())
+
+
+def test_where_nobody_listens_it_is_said(monkeypatch):
+    monkeypatch.setattr(seam, "_PATIENCE", 1)
+    nobody = Execution(scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(LeverError, match=r"tcp://127\.0\.0\.1:9': no Dask scheduler answers"):
+        list(run_jobs(sum, [[1]], nobody, "adding", threads=True))
+
+
+def test_without_dask_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(LeverError, match=r"pip install -e '\.\[dask\]'"):
+        list(run_jobs(sum, [[1]], Execution(scheduler="tcp://127.0.0.1:9"), "adding", threads=True))

@@ -89,6 +89,43 @@ def test_seconds_stand_on_a_log_axis():
     assert legend_of(figure) == ["qsum", "gpi", "SARSA from scratch"]
 
 
+def test_improvements_stand_in_the_order_of_the_table():
+    table = pd.DataFrame({"pair": ["a over b", "a over c"], "probability": [0.9, 0.5], "low": 0.4, "high": 1.0})
+    axes = plots.improvements(table, "pairs").axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a over b", "a over c"]
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [0.5]
+
+
+def test_budgets_side_by_side_in_a_panel_per_class():
+    rows = [(lib, cls, m, v) for cls in ("trivial", "double") for lib in ("X1", "X5") for m, v in (("a", 1), ("b", 2))]
+    summary = pd.DataFrame(rows, columns=["library", "query_class", "method", "value"])
+    summary = summary.assign(low=0.5, high=2.5, best=3.0)
+    figure = plots.by_library(summary, "value", "seconds", True, {"best": "the best"}, "budgets")
+    assert [axes.get_title() for axes in figure.axes] == ["trivial", "double"]
+    assert figure.axes[0].get_yscale() == "log"
+    assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["X1", "X5"]
+    assert legend_of(figure) == ["a", "b", "the best"]
+
+
+def test_the_sweep_shows_what_was_chosen_predicted_and_possible():
+    sweep = pd.DataFrame({"method": ["a", "a", "b", "b"], "k": [2, 3] * 2, "optimum": 9.0})
+    for level, name in enumerate(("return", "predicted", "best")):
+        column = "return" if name == "return" else f"{name}_return"
+        sweep = sweep.assign(**{column: float(level), f"{name}_low": level - 1.0, f"{name}_high": level + 1.0})
+    figure = plots.k_sweep(sweep, "sweep")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines] == [2.0, 0.0, 1.0, 9.0]
+    assert len(legend_of(figure)) == 4
+
+
+def test_growth_writes_its_exponents():
+    costs = pd.DataFrame({"grows": "k", "value": [1, 2, 4], "method": "a", "seconds": [1.0, 4.0, 16.0]})
+    exponents = pd.DataFrame({"grows": ["k"], "method": ["a"], "exponent": [2.0]})
+    axes = plots.growth(costs, exponents, {"k": "candidates"}, "costs").axes[0]
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_xlabel()) == ("log", "log", "candidates")
+    assert [text.get_text() for text in axes.texts] == ["a: 2.00"]
+
+
 def test_learning_curves_mark_stuck_policies_and_the_optimum():
     curves = pd.DataFrame(
         {

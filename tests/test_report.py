@@ -27,8 +27,8 @@ def published(smoke, smoke_outputs, smoke_params, tmp_path):
 
 
 def test_shares_are_those_of_the_results(smoke, smoke_outputs):
-    found = report.build_report(smoke_outputs)
-    results, _ = experiment.load_results(smoke_outputs)
+    found = report.build_report(smoke_outputs).summary
+    results = experiment.load_results(smoke_outputs).results
     overall = found.overall().set_index(["strategy", "method"])
     for (strategy, method), part in results.groupby(["strategy", "method"]):
         row = overall.loc[(strategy, method)]
@@ -41,13 +41,45 @@ def test_shares_are_those_of_the_results(smoke, smoke_outputs):
     )
     assert found.by("query")["query"].nunique() == 6
     assert found.by("library")["library"].unique().tolist() == ["X1", "X5"]
+    assert len(found.by("library", "query_class")) == 2 * 3 * len(overall)
+    references = found.overall().query("method in @report.REFERENCES")
+    assert references["stuck_share"].isna().all()
+
+
+def test_improvements_are_those_of_the_results(smoke, smoke_outputs):
+    found = report.build_report(smoke_outputs).summary.improvement
+    results = experiment.load_results(smoke_outputs).results
+    keys = ["library", "seed", "query_class", "setup"]
+    wide = results.query("strategy == 'hybrid'").pivot_table(index=keys, columns="method", values="return")
+    better = (wide["qsum"] > wide["gpi"]).mean() + (wide["qsum"] == wide["gpi"]).mean() / 2
+    pairs = found.set_index(["strategy", "method", "over_strategy", "over_method"])
+    assert pairs.loc[("hybrid", "qsum", "hybrid", "gpi"), "probability"] == pytest.approx(better, abs=1e-6)
+    assert pairs.index.is_unique
+    shown = report.improvement_pairs(found, "hybrid", ["qsum", "gpi"])
+    assert shown["pair"].tolist() == [
+        "qsum over gpi", "qsum over best single", "qsum over scratch", "gpi over best single", "gpi over scratch",
+    ]  # fmt: skip
+
+
+def test_readable_tables_say_what_the_shares_say(smoke, smoke_outputs):
+    found = report.build_report(smoke_outputs).summary
+    row = found.overall().query("method == 'qsum' and strategy == 'hybrid'").iloc[0]
+    text = report.readable_shares(found.shares)["hybrid"]
+    assert text["qsum", "mean"] == f"{row['share']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    assert text["qsum", "IQM"] == f"{row['iqm']:.3f} [{row['iqm_low']:.3f}, {row['iqm_high']:.3f}]"
+    assert text["qsum", "stuck"] == f"{row['stuck_share']:.1%}"
+    assert text["scratch", "stuck"] == ""
+    direct = report.readable_direct(found)
+    assert direct.columns.tolist() == ["direct", "targeted", "hybrid", "exhaustive", "library"]
+    assert direct.index.tolist() == ["qsum", "gpi", "exnonzero"]
+    assert direct.loc["qsum", "hybrid"] == text["qsum", "mean"]
 
 
 def test_the_latex_table_says_what_the_shares_say(smoke, smoke_outputs):
     found = report.build_report(smoke_outputs)
     rows = {line.split(" & ")[0]: line for line in found.latex.splitlines() if "&" in line and line[0] != " "}
     assert set(rows) == {"qsum", "gpi", "exnonzero", "best single", "scratch"}
-    gpi = found.overall().query("method == 'gpi' and strategy == 'targeted'").iloc[0]
+    gpi = found.summary.overall().query("method == 'gpi' and strategy == 'targeted'").iloc[0]
     assert f"{gpi['share']:.3f} [{gpi['low']:.3f}, {gpi['high']:.3f}]" in rows["gpi"]
     assert found.latex.count("{") == found.latex.count("}")
     assert not re.search(r"(?<!\\)%", found.latex), "a bare percent sign starts a comment in LaTeX"
@@ -57,7 +89,7 @@ def test_published_tables_are_enough(published):
     found = report.build_report(published)
     assert (published.folder / "results" / "shares.csv").is_file()
     assert published.problem(experiment.STAGE).endswith("library is not built"), "and it is said"
-    assert np.isfinite(found.overall()["share"]).all()
+    assert np.isfinite(found.summary.overall()["share"]).all()
     assert published.fresh(report.STAGE)
 
 
@@ -65,7 +97,7 @@ def test_another_root_takes_over_what_the_repository_holds(published, smoke_para
     monkeypatch.setattr(artifacts, "ROOT", tmp_path)
     elsewhere = Outputs("smoke", smoke_params, tmp_path / "elsewhere")
     found = report.build_report(elsewhere)
-    assert found.shares.equals(report.build_report(published).shares)
+    assert found.summary.shares.equals(report.build_report(published).summary.shares)
     assert not elsewhere.fresh(experiment.STAGE), "the experiment itself is not here"
 
 
@@ -125,3 +157,61 @@ def test_nothing_is_compared_where_nothing_is_published(smoke, smoke_outputs):
     table = report.build_report(smoke_outputs).comparison
     assert table.columns.tolist() == [*KEYS, "published_return", "return", "agrees"]
     assert table.empty
+
+
+@pytest.mark.parametrize("spec", ["16x16", "32x32"])
+def test_published_averages_are_those_of_the_published_rows(spec):
+    """The averages that ship are those of the rows that ship, where both do."""
+    rows = report._published("exnonzero", spec)
+    means = rows.groupby(["library", "query_class", "strategy"])["published_return"].agg(["mean", "size"])
+    averages = report._published("averages", spec).query("method == 'exnonzero' and strategy != 'scratch'")
+    averages = averages.set_index(["library", "query_class", "strategy"])
+    assert len(averages) == len(means) == 27
+    assert averages["published_return"].to_numpy() == pytest.approx(
+        means.loc[averages.index, "mean"].to_numpy(), abs=1e-3
+    )
+    assert (averages["rows"] == means.loc[averages.index, "size"]).all()
+
+
+def test_averages_stand_beside_ours_under_their_own_optimum(smoke, smoke_outputs):
+    params = load_params("16x16")
+    shares = report.build_report(smoke_outputs).summary.shares.assign()
+    shares["library"] = shares["library"].replace({"X1": "X10"})
+    averages = report.published_averages(shares, "16x16", params.grid, params.seeds)
+    assert len(averages) == 72
+    exact = averages.query("method == 'exnonzero' and strategy != 'scratch'")
+    assert exact["published_share"].to_numpy() == pytest.approx(np.ones(27), abs=1e-5), "it reaches the optimum"
+    ours = averages.query("library == 'X10' and method == 'qsum' and strategy == 'scratch' and query_class == 'double'")
+    row = shares.query("library == 'X10' and query_class == 'double' and setup == 'all' and method == 'scratch'").iloc[
+        0
+    ]
+    assert ours["return"].iloc[0] == row["return"]
+    assert averages.query("library == 'X1'")["return"].isna().all(), "this run has no such library"
+    pooled = report.pooled_averages(averages.fillna(0.0)).round(2)
+    # 189.9, 170.5, 185.5 and 185.1 of 241.9, as an independent reading of the published qsum tables has it
+    assert pooled.loc["qsum", "published_return"].to_dict() == pytest.approx(
+        {"scratch": 189.94, "targeted": 170.52, "exhaustive": 185.48, "hybrid": 185.14}, abs=0.011
+    )
+    assert pooled.loc["qsum", "published_share"].tolist() == [0.79, 0.70, 0.77, 0.77]
+
+
+def test_published_seconds_stand_apart_from_ours():
+    timings = pd.DataFrame(
+        {
+            "library": "X5",
+            "query_class": ["trivial", "double"],
+            "setup": ["path-gold", "path-gold-hazard"],
+            "strategy": "hybrid",
+            "method": "qsum",
+            **dict.fromkeys(["seconds_decompose", "seconds_search", "seconds_compose", "seconds_score"], 0.25),
+            "scratch_seconds": 10.0,
+        }
+    )
+    table = report.all_seconds(timings, "16x16")
+    row = table.query("library == 'X5' and query_class == 'trivial' and setup == 'all'").iloc[0]
+    assert (row["seconds"], row["speedup"], row["published_seconds"]) == (1.0, 10.0, 23.7)
+    assert row["speedup_over_published_scratch"] == row["published_scratch_seconds"] == pytest.approx(62.7, abs=3)
+    assert np.isnan(row["published_seconds_with_decompose"]), "the qsum tables do not say"
+    overall = report.overall(table).iloc[0]
+    assert overall["published_seconds"] == pytest.approx(14.26, abs=0.01), "of all libraries, classes by their rows"
+    assert report.all_seconds(timings, "8x8")["published_seconds"].isna().all()

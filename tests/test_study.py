@@ -1,0 +1,118 @@
+import re
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from lever_lib import artifacts, experiment, report, scaling, study
+from lever_lib.artifacts import Outputs, read_manifest
+from lever_lib.columns import column_dictionary
+from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.library import build_library
+from lever_lib.params import Sarsa, Study
+from lever_lib.regressor import ALL_LAYOUTS
+
+
+@pytest.fixture(scope="module")
+def studied(smoke, smoke_params, smoke_outputs, tmp_path_factory):
+    """A smoke run with its study, made in two parts; the second one after an interruption."""
+    root = tmp_path_factory.mktemp("studied")
+    shutil.copytree(smoke_outputs.folder, root / "smoke")
+    outputs = Outputs("smoke", replace(smoke_params, study=Study(first_seed=50, layouts=6)), root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "_CHUNK", 3)
+        patch.setattr(scaling, "_SIZES", (6,))
+        patch.setattr(scaling, "_POLICIES", (5,))
+        patch.setattr(scaling, "_CANDIDATES", (1, 2))
+        run_part, trained = study._run_part, []
+
+        def interrupted(params, *rest):
+            trained.append(params.seeds)
+            if len(trained) == 2:
+                raise KeyboardInterrupt
+            run_part(params, *rest)
+
+        patch.setattr(study, "_run_part", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            study.run_study(outputs)
+        assert study.find_study(outputs) is None, "a half is no study"
+        found = study.run_study(outputs)
+        assert trained == [(50, 51, 52), (53, 54, 55), (53, 54, 55)], "the first part was kept"
+    return outputs, found
+
+
+def test_a_study_is_the_experiment_on_other_layouts(studied, smoke, smoke_params, tmp_path):
+    outputs, found = studied
+    assert found.layouts == 6
+    rows = pd.read_csv(found.folder / "results.csv", dtype={"seed": str})
+    assert sorted(rows["seed"].unique()) == ["0050", "0051", "0052", "0053", "0054", "0055"]
+    params = replace(smoke_params, seeds=(53, 54, 55))
+    library = build_library(params, Outputs("smoke", params, tmp_path))
+    scratch = library.policies.query("snapshot == 1.0").set_index(["library", "seed", "setup"])["return"]
+    for row in rows.query("strategy == 'hybrid' and method == 'gpi' and seed > '0052'").itertuples():
+        assert row.scratch_return == pytest.approx(scratch[row.library, row.seed, row.setup], abs=1e-4)
+    shares = found.summary.overall().set_index(["strategy", "method"])
+    gpi = rows.query("strategy == 'library' and method == 'gpi'")
+    assert shares.loc[("library", "gpi"), "share"] == pytest.approx((gpi["return"] / gpi["optimum"]).mean(), abs=1e-4)
+    assert not list(outputs.folder.glob(".study*")), "nothing unfinished is left"
+
+
+def test_its_layouts_are_judged_by_a_model_that_never_saw_them(studied, smoke):
+    assert smoke.regressor.for_layout("0050") is smoke.regressor.models[ALL_LAYOUTS]
+    assert not set(smoke.library.layouts) & {"0050", "0055"}
+
+
+def test_every_column_of_a_study_is_explained(studied):
+    known = column_dictionary()
+    known = known[known["table"].str.startswith("study/")]
+    found = {f"study/{path.name}": list(pd.read_csv(path)) for path in studied[1].folder.iterdir()}
+    assert {name: columns.tolist() for name, columns in known.groupby("table")["column"]} == found
+
+
+def test_a_study_of_other_params_is_not_taken_for_this_one(studied):
+    outputs, found = studied
+    other = Outputs("smoke", replace(outputs.params, sarsa=Sarsa(gamma=0.9)), outputs.folder.parent)
+    assert study.find_study(other) is None
+    assert "no study of smoke with these params (./run_all.sh study smoke makes one)" in study.absent(other)
+    cores = replace(outputs.params, execution=replace(outputs.params.execution, workers=2))
+    assert study.find_study(Outputs("smoke", cores, outputs.folder.parent)).layouts == found.layouts
+
+
+def test_another_root_reads_the_study_of_the_repository(studied, monkeypatch, tmp_path):
+    outputs, found = studied
+    shutil.copytree(outputs.folder, tmp_path / "outputs" / "smoke")
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    elsewhere = study.find_study(Outputs("smoke", outputs.params, tmp_path / "elsewhere"))
+    assert elsewhere.folder == tmp_path / "outputs" / "smoke" / "study"
+    assert elsewhere.summary.shares.equals(found.summary.shares)
+    (elsewhere.folder / "shares.csv").write_text("harmed\n")
+    with pytest.raises(
+        MissingArtifactError, match=r"shares\.csv is missing or damaged; run \./run_all\.sh study smoke"
+    ):
+        study.find_study(Outputs("smoke", outputs.params, tmp_path / "elsewhere"))
+
+
+def test_layouts_that_were_fitted_on_are_refused(smoke_params, tmp_path):
+    outputs = Outputs("smoke", replace(smoke_params, study=Study(first_seed=2, layouts=5)), tmp_path)
+    with pytest.raises(LeverError, match=re.escape("seeds 2 to 6 must not be among seeds = [0, 1, 2]")):
+        study.run_study(outputs)
+    assert not outputs.folder.exists()
+
+
+def test_a_study_is_published_and_outlives_a_reset(studied, tmp_path):
+    outputs, _ = studied
+    folder = tmp_path / "smoke"
+    shutil.copytree(outputs.folder, folder)
+    assert {"study", "library"} <= set(read_manifest(folder))
+    assert all(artifacts.is_published(name) for name in read_manifest(folder)["study"]["files"])
+    artifacts.clear(folder)
+    assert list(read_manifest(folder)) == ["study"]
+    assert study.find_study(Outputs("smoke", outputs.params, tmp_path)).layouts == 6
+
+
+def test_what_a_study_holds_is_what_a_run_holds(studied, smoke_outputs):
+    own = report.build_report(smoke_outputs).summary
+    for name, table in vars(studied[1].summary).items():
+        assert list(table) == list(vars(own)[name]), name
+    assert set(experiment.RESULT_COLUMNS) > set(study._ROW_COLUMNS)
