@@ -44,8 +44,9 @@ def measure_costs(params: Params, predictor: Predictor) -> pd.DataFrame:
         Columns `grows, value, method, seconds, repeats`: `seconds` is the median CPU time of a query.
     """
     rows = []
-    worlds = {size: _query(_resized(params, size)) for size in tqdm(_SIZES, desc="worlds to measure in", unit="grid")}
-    own = worlds.get(params.grid.size) or _query(params)
+    sizes = tqdm(_SIZES, desc="worlds to measure in", unit="grid")
+    worlds = {size: hard_question(_resized(params, size), _SNAPSHOTS) for size in sizes}
+    own = worlds.get(params.grid.size) or hard_question(params, _SNAPSHOTS)
     jobs: list[tuple[str, int, Pool, Embedder, list]] = []
     for size, (pool, embedder, candidates) in worlds.items():
         jobs.append(("size", size, pool, embedder, combinations("hybrid", candidates, _TOP_K, ())))
@@ -82,12 +83,19 @@ def _resized(params: Params, size: int) -> Params:
     return replace(params, grid=Grid(size, golds, blocks, hazards, grid.moves, grid.legacy_gold_exit))
 
 
-def _query(params: Params) -> tuple[Pool, Embedder, list[list[int]]]:
-    """A trained layout, and the candidates of a query for everything: ten snapshots per objective."""
+def hard_question(params: Params, snapshots: tuple[float, ...]) -> tuple[Pool, Embedder, list[list[int]]]:
+    """The question for all four objectives, put to freshly trained policies of one layout.
+
+    Args:
+        params: of the spec; its first budget and first layout are trained.
+        snapshots: shares of the budget; as many candidates per sub-query.
+
+    Returns:
+        Policies and question, their embedder, and the candidates of each of the four sub-queries, rows of the pool.
+    """
     first = next(iter(params.libraries))
-    settings = replace(
-        params, libraries={first: params.libraries[first]}, sarsa=replace(params.sarsa, snapshots=_SNAPSHOTS)
-    )
+    sarsa = replace(params.sarsa, snapshots=snapshots)
+    settings = replace(params, libraries={first: params.libraries[first]}, sarsa=sarsa)
     layout = make_layout(params.grid, params.seeds[0])
     runs = [train(job)[0] for job in training_jobs(settings, [layout])]
     records = [record for run in runs for record in run]

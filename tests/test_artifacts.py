@@ -19,7 +19,7 @@ from lever_lib.artifacts import (
 )
 from lever_lib.errors import MissingArtifactError
 from lever_lib.notebooks import STAGES
-from lever_lib.params import Energy, Execution, Pi2Vec, Regressor, Sarsa, Search, load_params
+from lever_lib.params import Energy, Execution, Grid, Pi2Vec, Regressor, Sarsa, Search, Study, load_params
 
 FIRST = Stage("first", "01_first", ("a.txt",), ("grid",), (), "lever_lib.seeding")
 ALL = {"library", "pi2vec", "regressor", "search", "composition"}
@@ -168,6 +168,8 @@ def test_the_environment_moves_all_outputs(monkeypatch, tmp_path):
     ("change", "stale"),
     [
         ({"execution": Execution(workers=2)}, set()),
+        ({"study": Study(layouts=9)}, set()),
+        ({"grid": Grid(6, 4, 2, 1)}, ALL | {"results"}),
         ({"energy": Energy(watts_per_core=30.0)}, ALL),
         ({"sarsa": Sarsa(gamma=0.98)}, ALL),
         ({"root_seed": 9}, ALL | {"results"}),  # published results are summed up whatever became of the library
@@ -179,6 +181,15 @@ def test_the_environment_moves_all_outputs(monkeypatch, tmp_path):
 def test_one_changed_key_makes_stale_just_what_depends_on_it(smoke, smoke_outputs, smoke_params, change, stale):
     changed = Outputs("smoke", replace(smoke_params, **change), smoke_outputs.folder.parent)
     assert {stage.name for stage in STAGES.values() if not changed.fresh(stage)} == stale
+
+
+def test_another_encoder_makes_stale_just_what_depends_on_it(smoke, smoke_outputs, smoke_params):
+    search = replace(smoke_params.search)
+    object.__setattr__(search, "encoder", "another")  # there is only one to choose so far
+    params = replace(smoke_params)
+    object.__setattr__(params, "search", search)
+    changed = Outputs("smoke", params, smoke_outputs.folder.parent)
+    assert {stage.name for stage in STAGES.values() if not changed.fresh(stage)} == {"search", "composition"}
 
 
 def test_every_stage_lists_what_it_reads():

@@ -137,7 +137,8 @@ def test_a_composition_method_is_one_registered_function(opened, average):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_experiment_takes_a_registered_method_along(opened, average, workers):
     jobs = experiment_jobs(opened.retriever)[:2]
-    rows = [row for part in run_jobs(run_job, jobs, Execution(workers=workers), "test", threads=False) for row in part]
+    parts = run_jobs(run_job, jobs, Execution(workers=workers), "test", threads=False)
+    rows = [row for part in parts for row in part["results"]]
     methods = {row["method"] for row in rows}
     assert methods == {"qsum", "gpi", "exnonzero", "average"}
     by_key = {(row["seed"], row["library"], row["setup"], row["strategy"], row["query_class"], row["method"]): row
