@@ -17,10 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from lever_lib import library as library_stage
@@ -161,6 +157,11 @@ def fit(table: Table, penalty: float) -> Predictor:
 
     The interval is left open; `calibrate` closes it.
     """
+    # Here and below: whoever only predicts, like the workers of an experiment, does without 100 MB of these packages.
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(table.embeddings)
     z = _standardise(table.embeddings, scaler.mean_, scaler.scale_)
     policies, systems = table.returns.shape
@@ -227,6 +228,8 @@ def scores(table: Table, predicted: np.ndarray, groups: list[tuple[np.ndarray, i
         `r2` is the mean over reward systems of R^2 within each; `spearman` the mean over groups. Where returns or
         predictions are constant neither is defined, and the system or group does not count; nan if none is left.
     """
+    from scipy.stats import spearmanr
+
     true = table.returns
     errors = true - predicted
     spread = ((true - true.mean(axis=0)) ** 2).sum(axis=0)
