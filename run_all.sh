@@ -64,6 +64,7 @@ run_notebooks_in_place() {
   TQDM_DISABLE=1 .venv/bin/python -m nbconvert --log-level WARN --to notebook --execute --inplace notebooks/[0-9]*.ipynb
   .venv/bin/python -m nbstripout --keep-output --keep-count --keep-id \
     --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/[0-9]*.ipynb
+  .venv/bin/python -m lever_lib.pictures notebooks/[0-9]*.ipynb
 }
 
 published=(8x8 16x16 32x32)

@@ -22,6 +22,7 @@ from lever_lib.artifacts import ROOT, STUDY, Outputs, Stage, damaged_files, file
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError, exit_code
 from lever_lib.params import load_params, resolved
+from lever_lib.pictures import shrink_outputs
 from lever_lib.study import study_files
 
 FOLDER = ROOT / "notebooks"
@@ -103,7 +104,10 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
 
 
 def _strip_traces(path: Path) -> None:
-    """Take out what is no result: notes about this machine and this hour, and progress bars (they go to stderr)."""
+    """Take out what is no result: notes about this machine and this hour, and progress bars (they go to stderr).
+
+    Pictures shrink, since executed notebooks of published specs are kept in git.
+    """
     notebook = nbformat.read(path, as_version=4)
     for holder in (notebook, *notebook.cells):
         for note in ("papermill", "execution"):
@@ -111,6 +115,7 @@ def _strip_traces(path: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    shrink_outputs(notebook)
     nbformat.write(notebook, path)
 
 

@@ -6,6 +6,7 @@ and their legends stand below, so that a phone shows them at a readable size.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
@@ -22,6 +23,7 @@ from matplotlib.lines import Line2D
 
 from lever_lib.artifacts import Outputs
 from lever_lib.looks import GRID_LINE, LOOKS
+from lever_lib.pictures import smaller
 
 PALETTE = sns.color_palette("colorblind")
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "h", "<"]
@@ -75,8 +77,10 @@ def save_figure(figure: Figure, outputs: Outputs, name: str) -> None:
     folder = outputs.folder / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None})):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=ending, metadata=metadata, dpi=STYLE["savefig.dpi"])
         draft = folder / f".{name}.writing.{ending}"
-        figure.savefig(draft, metadata=metadata, dpi=STYLE["savefig.dpi"])
+        draft.write_bytes(smaller(drawn.getvalue()) if ending == "png" else drawn.getvalue())
         draft.replace(folder / f"{name}.{ending}")
 
 

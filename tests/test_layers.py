@@ -9,7 +9,7 @@ import lever_lib
 
 ROOT = Path(lever_lib.__file__).parent
 LAYERS = [
-    {"errors", "params", "seeding", "artifacts", "jobs", "energy", "looks", "columns"},
+    {"errors", "params", "seeding", "artifacts", "jobs", "energy", "looks", "columns", "pictures"},
     {"envs", "envs.layouts", "envs.rewards", "envs.gridworld", "envs.features", "envs.environment"},
     {"policies", "policies.base", "policies.tabular", "rollout", "planning"},
     {"library", "pi2vec", "text", "index", "regressor", "decompose", "queries"},
