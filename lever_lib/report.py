@@ -91,7 +91,7 @@ class Report:
         summary: of the results.
         comparison: every return of the published `exnonzero` table of this spec beside ours; empty if there is none.
         averages: published averages beside ours; empty if there are none.
-        latex: overall shares of the optimum as a LaTeX table.
+        latex: overall returns and shares of the optimum as LaTeX tables.
         latex_timings: overall seconds as a LaTeX table.
     """
 
@@ -339,9 +339,7 @@ def published_averages(shares: pd.DataFrame, spec: str, grid: Grid, seeds: tuple
         )
         for row in published.itertuples()
     ]
-    ours = apart_by(shares, {"library", "query_class"})
-    scratch = ours[(ours["method"] == "scratch") & (ours["strategy"] == "targeted")].assign(strategy="scratch")
-    ours = pd.concat([ours, *(scratch.assign(method=method) for method in published["method"].unique())])
+    ours = _with_scratch(apart_by(shares, {"library", "query_class"}), published["method"].unique())
     keys = ["method", "library", "query_class", "strategy"]
     columns = ["return", "return_low", "return_high", "optimum"]
     table = published.merge(ours[[*keys, *columns]], on=keys, how="left")
@@ -351,28 +349,34 @@ def published_averages(shares: pd.DataFrame, spec: str, grid: Grid, seeds: tuple
     return table[[*keys, "rows", *theirs, *columns, "share_of_averages"]]
 
 
-def pooled_averages(averages: pd.DataFrame) -> pd.DataFrame:
-    """Published averages beside ours with libraries and query classes pooled, each row of theirs weighing the same.
+def pooled_averages(averages: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
+    """Published averages beside ours with libraries and query classes pooled, each published row weighing the same.
 
     Args:
         averages: as from `published_averages`.
+        shares: of the same run, as from `all_shares`; gives the intervals over layouts.
 
     Returns:
-        Index `method, strategy`; columns `published_return, published_share, return, share`.
+        Index `method, strategy`; columns `published_return, published_share` (an average return over an average
+        optimum, since their rows are not known) and `return, share, low, high` (ours; shares as everywhere else).
     """
-    columns = ["published_return", "published_optimum", "return", "optimum"]
-    keys = averages[["method", "strategy"]]
-    sums = pd.concat([keys, averages[columns].mul(averages["rows"], axis=0), averages["rows"]], axis=1)
-    sums = sums.groupby(["method", "strategy"], sort=False).sum()
-    means = sums[columns].div(sums["rows"], axis=0)
-    return pd.DataFrame(
+    sums = averages[["published_return", "published_optimum"]].mul(averages["rows"], axis=0)
+    sums = pd.concat([averages[["method", "strategy"]], sums], axis=1)
+    sums = sums.assign(rows=averages["rows"]).groupby(["method", "strategy"], sort=False).sum()
+    theirs = pd.DataFrame(
         {
-            "published_return": means["published_return"],
-            "published_share": means["published_return"] / means["published_optimum"],
-            "return": means["return"],
-            "share": means["return"] / means["optimum"],
+            "published_return": sums["published_return"] / sums["rows"],
+            "published_share": sums["published_return"] / sums["published_optimum"],
         }
     )
+    ours = _with_scratch(overall(shares), averages["method"].unique()).set_index(["method", "strategy"])
+    return theirs.join(ours[["return", "share", "low", "high"]])
+
+
+def _with_scratch(shares: pd.DataFrame, methods: np.ndarray) -> pd.DataFrame:
+    """The rows with training from scratch as a strategy of each method too, as the published tables have it."""
+    scratch = shares[(shares["method"] == "scratch") & (shares["strategy"] == "targeted")].assign(strategy="scratch")
+    return pd.concat([shares, *(scratch.assign(method=method) for method in methods)])
 
 
 def readable_shares(shares: pd.DataFrame) -> pd.DataFrame:
@@ -398,10 +402,10 @@ def improvement_pairs(improvement: pd.DataFrame, strategy: str, methods: list[st
     return mine.assign(pair=mine["method"] + " over " + mine["over_method"])
 
 
-def _cells(rows: pd.DataFrame, value: str, ends: str) -> list[str]:
+def _cells(rows: pd.DataFrame, value: str, ends: str, digits: int = 3) -> list[str]:
     """`value [low, high]` of each row; the value alone where no interval is known."""
     return [
-        f"{middle:.3f}" + ("" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]")
+        f"{middle:.{digits}f}" + ("" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
         for middle, low, high in rows[[value, f"{ends}low", f"{ends}high"]].itertuples(index=False)
     ]
 
@@ -412,17 +416,25 @@ def _crossed(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 
 
 def latex_table(shares: pd.DataFrame, spec: str) -> str:
-    """The overall shares: a row per method, a column per strategy; needs the LaTeX package booktabs."""
+    """Overall returns and shares, a row per method, a column per strategy; needs the LaTeX package booktabs."""
     rows = overall(shares)
+    layouts = f"{rows['layouts'].max()} layouts with its {100 * LEVEL:.0f}\\% bootstrap interval over layouts"
+    returns = rows.assign(value=_cells(rows, "return", "return_", digits=1))
     cells = [
         f"{share}, {row.iqm:.3f}" + ("" if pd.isna(row.stuck_share) else f", {100 * row.stuck_share:.0f}\\%")
         for share, row in zip(_cells(rows, "share", ""), rows.itertuples(), strict=True)
     ]
     caption = (
-        f"Return as share of the exact optimum, {spec}: mean over {rows['layouts'].max()} layouts with its "
-        f"{100 * LEVEL:.0f}\\% bootstrap interval over layouts, interquartile mean, share of policies that get stuck."
+        f"Return as share of the exact optimum, {spec}: mean over {layouts}, interquartile mean, share of policies "
+        "that get stuck."
     )
-    return _latex(rows.assign(value=cells), caption, f"tab:lever-{spec}")
+    optimum_caption = f"Return, {spec}: mean over {layouts}; the optimum is {rows['optimum'].iloc[0]:.1f}."
+    return "\n".join(
+        [
+            _latex(rows.assign(value=cells), caption, f"tab:lever-{spec}"),
+            _latex(returns, optimum_caption, f"tab:lever-returns-{spec}"),
+        ]
+    )
 
 
 def latex_timings(timings: pd.DataFrame, spec: str) -> str:

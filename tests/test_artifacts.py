@@ -217,23 +217,31 @@ def test_a_copied_run_is_as_good_as_the_original(smoke, smoke_outputs, smoke_par
     assert Outputs("smoke", smoke_params, tmp_path).fresh(regressor.STAGE)
 
 
-@pytest.mark.parametrize("name", [*(f"{stage.name}/{file}" for stage in STAGES.values() for file in stage.files),
-                                  "figures/05_share_of_optimum.png", "notebooks/06_results.ipynb"])  # fmt: skip
-def test_git_keeps_just_what_counts_as_published(name):
+PUBLISHED_SPECS = ["8x8", "16x16", "32x32"]
+
+
+@pytest.mark.parametrize("spec", PUBLISHED_SPECS)
+@pytest.mark.parametrize("name", [
+    *(f"{stage.name}/{file}" for stage in STAGES.values() for file in stage.files),
+    "figures/05_share_of_optimum.png", "notebooks/06_results.ipynb", "study/shares.csv",
+])  # fmt: skip
+def test_git_keeps_just_what_counts_as_published(name, spec):
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    ignored = subprocess.run(["git", "check-ignore", "-q", f"outputs/8x8/{name}"], cwd=ROOT, check=False).returncode
+    ignored = subprocess.run(["git", "check-ignore", "-q", f"outputs/{spec}/{name}"], cwd=ROOT, check=False).returncode
     assert is_published(name) == (ignored == 1)
 
 
-def test_a_fresh_clone_is_whole_as_far_as_it_goes():
+@pytest.mark.parametrize("spec", PUBLISHED_SPECS)
+def test_a_fresh_clone_is_whole_as_far_as_it_goes(spec):
     """What is committed agrees with its manifest; what is not is simply not built."""
-    tracked = subprocess.run(
-        ["git", "ls-files", "outputs/8x8"], cwd=ROOT, check=False, capture_output=True, text=True
-    ).stdout.splitlines()
-    if not tracked:
+    if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    entries = read_manifest(ROOT / "outputs" / "8x8")
-    wanted = {f"outputs/8x8/{name}" for entry in entries.values() for name in entry["files"] if is_published(name)}
-    assert wanted == set(tracked) - {"outputs/8x8/manifest.json", "outputs/8x8/params.yaml"}
-    assert not [state for state in examine(ROOT / "outputs" / "8x8").values() if state.missing or state.damaged]
+    tracked = subprocess.run(
+        ["git", "ls-files", f"outputs/{spec}"], cwd=ROOT, check=False, capture_output=True, text=True
+    ).stdout.splitlines()
+    entries = read_manifest(ROOT / "outputs" / spec)
+    wanted = {f"outputs/{spec}/{name}" for entry in entries.values() for name in entry["files"] if is_published(name)}
+    assert {"composition", "results", "study"} <= set(entries)
+    assert wanted == set(tracked) - {f"outputs/{spec}/manifest.json", f"outputs/{spec}/params.yaml"}
+    assert not [state for state in examine(ROOT / "outputs" / spec).values() if state.missing or state.damaged]

@@ -13,8 +13,10 @@ matplotlib.use("Agg")
 from lever_lib import composition, index, library, pi2vec, regressor
 from lever_lib.__main__ import _parser
 from lever_lib.artifacts import ROOT, Outputs
+from lever_lib.experiment import read_table
 from lever_lib.notebooks import numbered_notebooks
 from lever_lib.params import Execution, load_params, parse_params
+from lever_lib.report import overall, pooled_averages
 
 TEXT = (ROOT / "README.md").read_text()
 
@@ -85,15 +87,42 @@ def test_every_dependency_has_its_reason():
     assert sorted(name.strip() for name, _ in rows) == sorted(wanted), "a row each"
 
 
-@pytest.mark.parametrize(("row", "method"), [
-    ("`qsum`", "qsum"), ("`gpi`", "gpi"), ("`exnonzero`", "exnonzero"), ("best single", "best single"),
-    ("SARSA trained", "scratch"),
+FILES = ("published_averages", "shares")
+SPECS = ["8x8", "16x16", "32x32"]
+
+
+def told(start):
+    """The cells of the README's table row that begins so."""
+    line = next(line for line in TEXT.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize(("row", "strategy", "method"), [
+    ("`qsum`, hybrid", "hybrid", "qsum"), ("`gpi`, hybrid", "hybrid", "gpi"), ("`gpi`, library", "library", "gpi"),
+    ("`exnonzero`, hybrid", "hybrid", "exnonzero"), ("best single", "hybrid", "best single"),
+    ("SARSA trained", "hybrid", "scratch"),
 ])  # fmt: skip
-def test_its_numbers_are_those_of_the_committed_results(row, method):
-    shares = pd.read_csv(ROOT / "outputs" / "8x8" / "results" / "shares.csv")
-    mine = shares.query("library == 'all' and query_class == 'all' and method == @method").set_index("strategy")[
-        "share"
-    ]
-    line = next(line for line in TEXT.splitlines() if line.startswith(f"| {row}"))
-    told = [cell.strip() for cell in line.strip("|").split("|")][2:]
-    assert told == [f"{mine[strategy]:.3f}" for strategy in ("targeted", "hybrid", "exhaustive", "library")]
+def test_its_shares_are_those_of_the_committed_studies(row, strategy, method):
+    cells = []
+    for spec in SPECS:
+        shares = overall(pd.read_csv(ROOT / "outputs" / spec / "study" / "shares.csv"))
+        mine = shares.query("strategy == @strategy and method == @method").iloc[0]
+        assert mine["layouts"] == 50
+        cells.append(f"{mine['share']:.3f} [{mine['low']:.3f}, {mine['high']:.3f}]")
+    assert told(row)[2:] == cells
+
+
+@pytest.mark.parametrize("strategy", ["targeted", "hybrid", "exhaustive", "scratch"])
+def test_its_published_shares_are_those_of_the_committed_comparison(strategy):
+    cells = []
+    for spec in SPECS[1:]:
+        tables = (read_table(ROOT / "outputs" / spec / "results" / f"{name}.csv") for name in FILES)
+        mine = pooled_averages(*tables).loc["qsum", strategy]
+        cells += [f"{mine['published_share']:.2f}", f"{mine['share']:.2f} [{mine['low']:.2f}, {mine['high']:.2f}]"]
+    assert told(f"{strategy} |")[1:] == cells
+
+
+def test_all_540_published_returns_agree_in_the_committed_comparison():
+    rows = [read_table(ROOT / "outputs" / spec / "results" / "published_comparison.csv") for spec in SPECS[1:]]
+    assert [len(table) for table in rows] == [270, 270]
+    assert all(table["agrees"].all() for table in rows)

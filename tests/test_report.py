@@ -77,10 +77,14 @@ def test_readable_tables_say_what_the_shares_say(smoke, smoke_outputs):
 
 def test_the_latex_table_says_what_the_shares_say(smoke, smoke_outputs):
     found = report.build_report(smoke_outputs)
-    rows = {line.split(" & ")[0]: line for line in found.latex.splitlines() if "&" in line and line[0] != " "}
+    shares, returns = found.latex.split("\\end{table}")[:2]
+    rows = {line.split(" & ")[0]: line for line in shares.splitlines() if "&" in line and line[0] != " "}
     assert set(rows) == {"qsum", "gpi", "exnonzero", "best single", "scratch"}
+    assert found.latex.count("toprule") == 2, "shares, then returns"
     gpi = found.summary.overall().query("method == 'gpi' and strategy == 'targeted'").iloc[0]
     assert f"{gpi['share']:.3f} [{gpi['low']:.3f}, {gpi['high']:.3f}]" in rows["gpi"]
+    assert f"{gpi['return']:.1f} [{gpi['return_low']:.1f}, {gpi['return_high']:.1f}]" in returns
+    assert f"the optimum is {gpi['optimum']:.1f}" in returns
     assert found.latex.count("{") == found.latex.count("}")
     assert not re.search(r"(?<!\\)%", found.latex), "a bare percent sign starts a comment in LaTeX"
 
@@ -187,7 +191,7 @@ def test_averages_stand_beside_ours_under_their_own_optimum(smoke, smoke_outputs
     ]
     assert ours["return"].iloc[0] == row["return"]
     assert averages.query("library == 'X1'")["return"].isna().all(), "this run has no such library"
-    pooled = report.pooled_averages(averages.fillna(0.0)).round(2)
+    pooled = report.pooled_averages(averages.fillna(0.0), shares).round(2)
     # 189.9, 170.5, 185.5 and 185.1 of 241.9, as an independent reading of the published qsum tables has it
     assert pooled.loc["qsum", "published_return"].to_dict() == pytest.approx(
         {"scratch": 189.94, "targeted": 170.52, "exhaustive": 185.48, "hybrid": 185.14}, abs=0.011
