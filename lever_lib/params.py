@@ -23,6 +23,7 @@ from lever_lib.errors import ParamsError
 PARAMS_FOLDER = Path(__file__).resolve().parents[1] / "params"
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_ADDRESS = re.compile(r"(tcp|tls)://[^\s/:]+:[0-9]{1,5}")
 _SPEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -136,7 +137,13 @@ class Execution:
     """Where the work runs. Never changes a result."""
 
     workers: int = Field(2, ge=1, le=1024)
-    scheduler: str | None = Field(None, pattern=r"^(tcp|tls)://[^\s/:]+:[0-9]{1,5}$")  # of a Dask cluster, instead
+    scheduler: str | None = None  # address of a Dask cluster that does the work instead
+
+    @model_validator(mode="after")
+    def _scheduler_is_an_address(self) -> Execution:
+        if self.scheduler is not None and not _ADDRESS.fullmatch(self.scheduler):
+            raise ValueError(f"scheduler = {self.scheduler!r} must be null or an address like tcp://host:8786")
+        return self
 
 
 @dataclass(frozen=True, config=_STRICT)

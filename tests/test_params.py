@@ -3,6 +3,7 @@ import pytest
 from lever_lib.errors import ParamsError
 from lever_lib.params import (
     PARAMS_FOLDER,
+    Execution,
     available_specs,
     load_params,
     parse_params,
@@ -45,6 +46,9 @@ def test_published_settings():
         ("[0.2, 0.4, 0.6, 0.8, 1.0]", "[0.5]", ["sarsa", "snapshots = [0.5]", "1.0"]),
         ("episodes: 500, ", "", ["libraries.X1.episodes", "missing"]),
         ("root_seed: 0", "seeds: [1, 2, 3]", ["'seeds'", "given twice"]),
+        ("scheduler: null", "scheduler: localhost", ["execution", "'localhost'", "null or an address like tcp://host"]),
+        ("scheduler: null", "scheduler: 8786", ["execution.scheduler", "8786", "string"]),
+        ("layouts: 4", "layouts: 2", ["study.layouts", "2", "greater than or equal to 3"]),
         ("root_seed: 0", "root_seed: [", ["not readable as YAML"]),
         ("root_seed: 0", "2020-01-01: 1", ["not readable as YAML"]),
         ("root_seed: 0", "root_seed: 2026-13-45", ["not readable as YAML"]),
@@ -70,6 +74,11 @@ def test_a_wrong_value_is_one_line_with_file_key_value_and_rule(old, new, parts)
 def test_a_spec_is_a_plain_name_of_a_file_that_exists(spec):
     with pytest.raises(ParamsError, match="spec"):
         load_params(spec)
+
+
+def test_an_address_of_a_cluster():
+    for address in ("tcp://10.0.0.1:8786", "tls://scheduler.lab:8786"):
+        assert Execution(scheduler=address).scheduler == address
 
 
 def test_resolved_params_load_again():
