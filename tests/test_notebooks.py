@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from lever_lib import notebooks
 from lever_lib.artifacts import ROOT, Outputs
 from lever_lib.errors import LeverError
 from lever_lib.notebooks import STAGES, main, numbered_notebooks, run_notebook
@@ -121,6 +122,27 @@ def test_a_run_from_the_start_of_a_clone_replaces_what_came_with_it(smoke_params
     (outputs.folder / "library").mkdir()
     assert main(["smoke"]) == 0
     assert there["05"], "once the library is there, the checksums decide"
+
+
+def test_another_study_is_shown_anew(smoke, smoke_outputs, monkeypatch, tmp_path):
+    """Notebook 06 reads the study, 05 does not."""
+    before = {path.stem: notebooks._key(path, smoke_outputs) for path in NOTEBOOKS[-2:]}
+    (tmp_path / "shares.csv").write_text("share\n")
+    monkeypatch.setattr(notebooks, "study_files", lambda outputs: [tmp_path / "shares.csv"])
+    after = {path.stem: notebooks._key(path, smoke_outputs) for path in NOTEBOOKS[-2:]}
+    assert after["05_composition"] == before["05_composition"]
+    assert after["06_results"] != before["06_results"]
+
+
+def test_a_run_of_a_clone_keeps_the_study_that_came_with_it(smoke_params, monkeypatch, tmp_path):
+    outputs = Outputs("smoke", smoke_params, tmp_path)
+    outputs.folder.mkdir()
+    for name in ("composition", "study"):
+        outputs.enter(name, {"key": "k", "root_seed": 0, "files": {}})
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
+    monkeypatch.setattr(notebooks, "run_notebook", lambda path, spec, outputs: False)
+    notebooks.run_spec("smoke", "01")
+    assert list(outputs.manifest()) == ["study"]
 
 
 def test_an_unknown_number_is_refused(capsys):
