@@ -89,6 +89,7 @@ case ${specs[0]:-} in
   test) run_tests ;;
   notebooks) run_notebooks_in_place ;;
   study)
+    [[ $from == 01 ]] || die "--from is for notebooks, not for study"
     specs=("${specs[@]:1}")
     ((${#specs[@]})) || specs=("${published[@]}")
     exec .venv/bin/python -m lever_lib.study "${specs[@]}"

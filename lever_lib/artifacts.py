@@ -154,8 +154,18 @@ class Outputs:
         entry = self.manifest().get(stage.name)
         if entry is None or not any((self.folder / name).is_file() for name in entry["files"]):
             return f"{shown(self.folder / stage.name)} is not built"
+        if not {f"{stage.name}/{name}" for name in stage.files} <= set(entry["files"]):
+            return f"{shown(self.folder / stage.name)} was built from other params or code"
         damaged = damaged_files(self.folder, entry)
         return f"{shown(damaged[0])} {_DAMAGED}" if damaged else None
+
+    def came_along(self, first: Stage) -> list[str]:
+        """Entries that came with the repository, as far as the folder of the first stage tells: it never does.
+
+        A run that builds that stage itself must not pass them for its own. A study is of no run and not among them.
+        """
+        own = (self.folder / first.name).is_dir()
+        return [] if own else [name for name in self.manifest() if name != STUDY]
 
     def adopt(self, stage: Stage) -> None:
         """Copy a stage's published files from the repository, if this root has no such stage and they are whole."""

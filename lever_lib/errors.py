@@ -34,7 +34,7 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
     except LeverError as error:
         reason, code = " ".join(str(error).split()), 2
     except OSError as error:
-        reason, code = f"{error.filename}: {error.strerror}", 2
+        reason, code = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()), 2
     except KeyboardInterrupt:
         reason, code = interrupted, 130
     sys.stderr.write(f"lever: {reason}\n")

@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -70,6 +71,9 @@ SWEEP_COLUMNS = [
 SWEEP_TIMING_COLUMNS = [*_JOB_COLUMNS, "k", *SECONDS]
 DIRECT_COLUMNS = [*_JOB_COLUMNS, "policies", "return", "optimum", "stuck"]
 
+_REPEATS = 5  # of splitting and encoding a query; the median counts, for all layouts and libraries
+_CLOCK = Lock()
+
 Rows = dict[str, list[dict]]  # by table: results, sweep, direct
 
 
@@ -110,6 +114,7 @@ class ExperimentJob:
         legacy_gold_exit: exit rule.
         alpha: step size of training.
         top_k: of `hybrid`.
+        most: candidates per sub-query that were asked for; fewer may have been found.
         methods: composition methods to try; they travel with the job, so that one registered in a notebook is known
             wherever the job runs.
         asked: the questions.
@@ -126,6 +131,7 @@ class ExperimentJob:
     legacy_gold_exit: bool
     alpha: float
     top_k: int
+    most: int
     methods: tuple[Method, ...]
     asked: list[Asked]
 
@@ -173,8 +179,8 @@ def run_experiment(jobs: list[ExperimentJob], execution: Execution, label: str) 
     return Tables(
         results[RESULT_COLUMNS],
         results[TIMING_COLUMNS],
-        sweep.reindex(columns=SWEEP_COLUMNS),  # empty where a sub-query has one candidate
-        sweep.reindex(columns=SWEEP_TIMING_COLUMNS),
+        sweep[SWEEP_COLUMNS],
+        sweep[SWEEP_TIMING_COLUMNS],
         direct[DIRECT_COLUMNS],
     )
 
@@ -226,11 +232,14 @@ def _plan_query(query: Query, retriever: Retriever) -> _QueryPlan:
     settings = retriever.library.params.search
     pool = QUERY_CLASSES[query.query_class].pool
     encode(list(pool), settings.encoder)  # warm: loading the encoder is no part of a search
-    started = time.perf_counter()
-    split = decompose(query.text, pool, settings.decompose)
-    decomposed = time.perf_counter()
-    vectors = encode(list(split.sub_queries), settings.encoder)
-    return _QueryPlan(query, vectors, decomposed - started, time.perf_counter() - decomposed)
+    seconds = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        split = decompose(query.text, pool, settings.decompose)
+        decomposed = time.perf_counter()
+        vectors = encode(list(split.sub_queries), settings.encoder)
+        seconds.append((decomposed - started, time.perf_counter() - decomposed))
+    return _QueryPlan(query, vectors, *np.median(seconds, axis=0).tolist())
 
 
 def _experiment_job(retriever: Retriever, name: str, seed: str, plans: list[_QueryPlan]) -> ExperimentJob:
@@ -250,6 +259,7 @@ def _experiment_job(retriever: Retriever, name: str, seed: str, plans: list[_Que
         legacy_gold_exit=library.params.grid.legacy_gold_exit,
         alpha=library.params.sarsa.alpha,
         top_k=library.params.search.top_k,
+        most=library.params.search.candidates,
         methods=tuple(METHODS.values()),
         asked=[_ask(retriever, plan, Scope(seed, name, ()), policies, local) for plan in plans],
     )
@@ -278,7 +288,16 @@ def _ask(retriever: Retriever, plan: _QueryPlan, scope: Scope, policies: pd.Data
 
 
 def run_job(job: ExperimentJob) -> Rows:
-    """Answer every question of a job with every strategy and method."""
+    """Answer every question of a job with every strategy and method.
+
+    One job at a time per process: threads of a cluster's worker would take the interpreter from each other, and the
+    clock would count that.
+    """
+    with _CLOCK:
+        return _run_job(job)
+
+
+def _run_job(job: ExperimentJob) -> Rows:
     METHODS.update({method.name: method for method in job.methods})
     _answer(job, job.asked[0])  # warm: compiled kernels are loaded before anything is timed
     rows: Rows = {"results": [], "sweep": [], "direct": []}
@@ -301,16 +320,15 @@ def _answer(job: ExperimentJob, asked: Asked) -> Rows:
         "optimum": optimum(layout, system).return_,
     }
     rows: Rows = {"results": [], "sweep": [], "direct": []}
-    most = max(map(len, asked.candidates))
     for method in job.methods:
         by_k = _sweep(job, asked, pool, method)
         # Pools of their own: nothing that another row computed may shorten the time of this one.
         everything = choose(pool.fresh(), method, [tuple(asked.everything)], job.embedder, job.predictor)
-        chosen = {"targeted": by_k[1], "hybrid": by_k[min(job.top_k, most)], "exhaustive": by_k[most]}
+        chosen = {"targeted": by_k[1], "hybrid": by_k[job.top_k], "exhaustive": by_k[job.most]}
         for strategy, (choice, _) in (chosen | {"library": (everything, None)}).items():
             found = _result(job, asked, pool, method, choice, single, about["optimum"])
             rows["results"].append(about | {"strategy": strategy} | found | _seconds(choice, asked, strategy))
-        for k in range(2, most + 1):
+        for k in range(2, job.most + 1):
             choice, best_return = by_k[k]
             found = {"method": method.name, "k": k, "combinations": choice.combinations, "best_return": best_return}
             found |= _outcome(choice.policy, pool) | {"predicted_return": choice.predicted_return}
@@ -323,19 +341,23 @@ def _answer(job: ExperimentJob, asked: Asked) -> Rows:
 
 
 def _sweep(job: ExperimentJob, asked: Asked, pool: Pool, method: Method) -> dict[int, tuple[Choice, float]]:
-    """For every k, the choice among combinations of the first k candidates, and the best return of any of them."""
-    best_return = -np.inf
+    """For every k, the choice among combinations of the first k candidates, and the best return of any of them.
 
-    def watch(policy: Policy) -> None:
-        """Note what a policy really earns; nothing is chosen by it."""
-        nonlocal best_return
-        best_return = max(best_return, evaluate(policy, pool.layout, pool.system).return_)
-
+    Where fewer candidates were found, the first k are all there are.
+    """
     combos = combinations("exhaustive", asked.candidates, job.top_k, ())
     sizes = range(1, max(map(len, asked.candidates)) + 1)
     ends = [math.prod(min(k, len(rows)) for rows in asked.candidates) for k in sizes]
-    chosen = choices(pool.fresh(), method, combos, ends, job.embedder, job.predictor, watch)
-    return {k: (choice, best_return) for k, choice in zip(sizes, chosen, strict=True)}
+    composed: list[Policy] = []
+    by_k, best_return = {}, -np.inf
+    chosen = choices(pool.fresh(), method, combos, ends, job.embedder, job.predictor, composed.append)
+    for k, choice in zip(sizes, chosen, strict=True):
+        # Between choices, so that it disturbs no clock: what the policies really earn. Nothing is chosen by it.
+        earned = (evaluate(policy, pool.layout, pool.system).return_ for policy in composed)
+        best_return = max(best_return, *earned) if composed else best_return
+        composed.clear()
+        by_k[k] = choice, best_return
+    return by_k | {k: by_k[len(sizes)] for k in range(len(sizes) + 1, job.most + 1)}
 
 
 def _result(

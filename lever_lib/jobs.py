@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+# Hash of all sources of `lever_lib` as this process has loaded them: processes that share it compute the same.
+CODE = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()
 _PATIENCE = 10  # seconds to wait for a scheduler, and for its first worker
 
 
@@ -56,12 +58,19 @@ def _results(
         with _cluster(execution.scheduler) as client:
             with parallel_config(backend="dask", client=client):
                 pool = Parallel(return_as="generator")
-            yield from pool(delayed(function)(job) for job in jobs)
+            yield from pool(delayed(_do)(CODE, function, job) for job in jobs)
     elif execution.workers == 1:
         yield from map(function, jobs)
     else:
         pool = Parallel(n_jobs=execution.workers, return_as="generator", prefer="threads" if threads else "processes")
         yield from pool(delayed(function)(job) for job in jobs)
+
+
+def _do(code: str, function: Callable[[Job], Result], job: Job) -> Result:
+    """Do a job on a worker, which may have joined after the others were asked what they run."""
+    if code != CODE:
+        raise LeverError("a worker of the cluster runs another version of lever_lib than this machine")
+    return function(job)
 
 
 @contextmanager
@@ -85,10 +94,11 @@ def _cluster(address: str) -> Iterator[Client]:
                 f"execution.scheduler = {address!r}: the cluster has no worker; start dask worker"
             ) from None
         try:
-            found = client.run(package_hash)
-        except ModuleNotFoundError as error:
-            raise LeverError(f"execution.scheduler = {address!r}: a worker lacks the module {error.name}") from None
-        other = sorted(worker for worker, code in found.items() if code != package_hash())
+            found = client.run(loaded_code)
+        except Exception as error:  # whatever a worker raises that has another lever_lib, or none
+            reason = " ".join(str(error).split())
+            raise LeverError(f"execution.scheduler = {address!r}: a worker cannot run this code: {reason}") from None
+        other = sorted(worker for worker, code in found.items() if code != CODE)
         if other:
             raise LeverError(
                 f"execution.scheduler = {address!r}: worker {other[0]} runs another version of lever_lib than this "
@@ -97,7 +107,6 @@ def _cluster(address: str) -> Iterator[Client]:
         yield client
 
 
-def package_hash() -> str:
-    """Hash of all sources of `lever_lib`: workers that have the same one compute the same."""
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
+def loaded_code() -> str:
+    """Hash of the `lever_lib` that this process runs."""
+    return CODE

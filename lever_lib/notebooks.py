@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 
 from lever_lib import experiment, index, library, pi2vec, regressor, report
-from lever_lib.artifacts import ROOT, STUDY, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
+from lever_lib.artifacts import ROOT, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError, exit_code
 from lever_lib.params import load_params, resolved
@@ -159,9 +159,7 @@ def run_spec(spec: str, start: str) -> None:
     """Run the notebooks of one spec and say where the results are."""
     outputs = Outputs(spec, load_params(spec))
     notebooks = numbered_notebooks(start)
-    # A clone brings finished tables of published specs. A run that trains its own library replaces them by its own.
-    trained = (outputs.folder / library.STAGE.name).is_dir()
-    published = [] if trained else [name for name in outputs.manifest() if name != STUDY]
+    published = outputs.came_along(library.STAGE)
     for path in notebooks:
         title = f"{spec}: {path.stem} ..."
         bars_follow = sys.stderr.isatty()

@@ -23,7 +23,7 @@ from lever_lib.errors import ParamsError
 PARAMS_FOLDER = Path(__file__).resolve().parents[1] / "params"
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_ADDRESS = re.compile(r"(tcp|tls)://[^\s/:]+:[0-9]{1,5}")
+_ADDRESS = re.compile(r"tcp://[^\s/:]+:[0-9]{1,5}")
 _SPEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -106,7 +106,7 @@ class Search:
 
     encoder: Literal["minilm"] = "minilm"
     decompose: Literal["offline", "none"] = "offline"
-    candidates: int = Field(5, ge=1, le=100)  # per sub-query, what `exhaustive` combines
+    candidates: int = Field(5, ge=2, le=100)  # per sub-query, what `exhaustive` combines
     top_k: int = Field(3, ge=1, le=100)  # of these, what `hybrid` combines
     cosine_gate: float = Field(0.45, ge=-1, le=1)  # hits below it are no answer; depends on the encoder
 

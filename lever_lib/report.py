@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from lever_lib.artifacts import Outputs, Stage
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.envs.rewards import reward_system
 from lever_lib.experiment import Tables, read_table
-from lever_lib.params import Grid
+from lever_lib.params import Grid, Params
 from lever_lib.planning import optimum
 from lever_lib.seeding import stream
 from lever_lib.stats import LEVEL, by_layout, improvement, seconds_summary, summarise
@@ -30,6 +30,9 @@ _PUBLISHED_LEGACY_EXIT = {
     ("qsum", "16x16"): True,
     ("qsum", "32x32"): True,
 }
+_PUBLISHED_GRID = {"16x16": Grid(16, 50, 25, 30), "32x32": Grid(32, 50, 25, 30)}
+_PUBLISHED_SEEDS = range(5)
+_FEW = 10  # layouts: with fewer, percentile intervals are clearly too narrow
 _CENT = 0.005
 
 
@@ -116,7 +119,7 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
             summary = summarise_tables(tables, spec, outputs.params.root_seed)
             summary.write(folder)
             published_comparison(tables.results, spec, grid).to_csv(folder / "published_comparison.csv", index=False)
-            averages = published_averages(summary.shares, spec, grid, outputs.params.seeds)
+            averages = published_averages(summary.shares, spec, outputs.params)
             averages.round(6).to_csv(folder / "published_averages.csv", index=False)
             (folder / "table.tex").write_text(latex_table(summary.shares, spec))
             (folder / "timings.tex").write_text(latex_timings(summary.timings, spec))
@@ -309,7 +312,7 @@ def _optimum(grid: Grid, seed: int | str, setup: str, legacy_gold_exit: bool) ->
     return optimum(make_layout(grid, seed), reward_system(setup, legacy_gold_exit)).return_
 
 
-def published_averages(shares: pd.DataFrame, spec: str, grid: Grid, seeds: tuple[int, ...]) -> pd.DataFrame:
+def published_averages(shares: pd.DataFrame, spec: str, params: Params) -> pd.DataFrame:
     """Average returns of the published tables of a spec beside ours, by library and query class.
 
     The published protocol differs (exit rule for gold, which candidates `targeted` takes, how policies are embedded and
@@ -318,8 +321,7 @@ def published_averages(shares: pd.DataFrame, spec: str, grid: Grid, seeds: tuple
     Args:
         shares: as from `all_shares`.
         spec: `16x16` and `32x32` are published; for others the table is empty.
-        grid: of the spec.
-        seeds: of its layouts.
+        params: of the spec. Where its layouts are not the published ones, ours are left out.
 
     Returns:
         Columns `method, library, query_class, strategy, rows, published_return, published_optimum, published_share,
@@ -332,8 +334,8 @@ def published_averages(shares: pd.DataFrame, spec: str, grid: Grid, seeds: tuple
     published["published_optimum"] = [
         np.mean(
             [
-                _optimum(grid, seed, setup, _PUBLISHED_LEGACY_EXIT[row.method, spec])
-                for seed in seeds
+                _optimum(_PUBLISHED_GRID[spec], seed, setup, _PUBLISHED_LEGACY_EXIT[row.method, spec])
+                for seed in _PUBLISHED_SEEDS
                 for setup in setups[row.query_class]
             ]
         )
@@ -342,11 +344,20 @@ def published_averages(shares: pd.DataFrame, spec: str, grid: Grid, seeds: tuple
     ours = _with_scratch(apart_by(shares, {"library", "query_class"}), published["method"].unique())
     keys = ["method", "library", "query_class", "strategy"]
     columns = ["return", "return_low", "return_high", "optimum"]
+    if not _published_layouts(spec, params):
+        ours = ours.iloc[:0]
     table = published.merge(ours[[*keys, *columns]], on=keys, how="left")
     table["published_share"] = table["published_return"] / table["published_optimum"]
     table["share_of_averages"] = table["return"] / table["optimum"]
     theirs = ["published_return", "published_optimum", "published_share"]
     return table[[*keys, "rows", *theirs, *columns, "share_of_averages"]]
+
+
+def _published_layouts(spec: str, params: Params) -> bool:
+    """Whether a spec has the layouts of the published tables."""
+    grid, theirs = params.grid, _PUBLISHED_GRID.get(spec)
+    same = theirs and replace(theirs, legacy_gold_exit=grid.legacy_gold_exit) == grid
+    return bool(same) and set(params.seeds) == set(_PUBLISHED_SEEDS)
 
 
 def pooled_averages(averages: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
@@ -418,17 +429,19 @@ def _crossed(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 def latex_table(shares: pd.DataFrame, spec: str) -> str:
     """Overall returns and shares, a row per method, a column per strategy; needs the LaTeX package booktabs."""
     rows = overall(shares)
-    layouts = f"{rows['layouts'].max()} layouts with its {100 * LEVEL:.0f}\\% bootstrap interval over layouts"
+    count = rows["layouts"].max()
+    layouts = f"{count} layouts with its {100 * LEVEL:.0f}\\% bootstrap interval over layouts"
+    layouts += " (too narrow for so few)" if count < _FEW else ""
     returns = rows.assign(value=_cells(rows, "return", "return_", digits=1))
     cells = [
         f"{share}, {row.iqm:.3f}" + ("" if pd.isna(row.stuck_share) else f", {100 * row.stuck_share:.0f}\\%")
         for share, row in zip(_cells(rows, "share", ""), rows.itertuples(), strict=True)
     ]
     caption = (
-        f"Return as share of the exact optimum, {spec}: mean over {layouts}, interquartile mean, share of policies "
-        "that get stuck."
+        f"Return as share of the exact optimum, {_escaped(spec)}: mean over {layouts}, interquartile mean, "
+        "share of policies that get stuck."
     )
-    optimum_caption = f"Return, {spec}: mean over {layouts}; the optimum is {rows['optimum'].iloc[0]:.1f}."
+    optimum_caption = f"Return, {_escaped(spec)}: mean over {layouts}; the optimum is {rows['optimum'].iloc[0]:.1f}."
     return "\n".join(
         [
             _latex(rows.assign(value=cells), caption, f"tab:lever-{spec}"),
@@ -445,13 +458,19 @@ def latex_timings(timings: pd.DataFrame, spec: str) -> str:
         for row in rows.itertuples()
     ]
     caption = (
-        f"Seconds of a query, {spec}: median with (without) decomposition of the question, and how many times longer "
-        f"training from scratch takes (median {rows['scratch_seconds'].iloc[0]:.3f} s)."
+        f"Seconds of a query, {_escaped(spec)}: median with (without) decomposition of the question, and how many "
+        f"times longer training from scratch takes (median {rows['scratch_seconds'].iloc[0]:.3f} s of CPU)."
     )
     return _latex(rows.assign(value=cells), caption, f"tab:lever-seconds-{spec}")
 
 
 def _latex(rows: pd.DataFrame, caption: str, label: str) -> str:
     table = _crossed(rows, ["method"])
+    table = table.rename(index=_escaped, columns=_escaped)
     table.columns.name = table.index.name = None
     return table.style.to_latex(hrules=True, caption=caption, label=label, position_float="centering")
+
+
+def _escaped(name: str) -> str:
+    """A name as LaTeX takes it."""
+    return name.replace("_", r"\_")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import numpy as np
@@ -11,76 +11,90 @@ import pandas as pd
 from tqdm import tqdm
 
 from lever_lib.composition import METHODS, Pool
-from lever_lib.envs.features import feature_tables
+from lever_lib.envs.features import feature_count, feature_tables
 from lever_lib.envs.gridworld import States, make_layout
 from lever_lib.envs.rewards import COMPONENTS, SINGLE_OBJECTIVES, reward_system
 from lever_lib.library import training_jobs
-from lever_lib.params import Grid, Params, gold_slots
+from lever_lib.params import Grid, Params
 from lever_lib.pi2vec import Embedder
+from lever_lib.policies.base import CellPolicy
 from lever_lib.policies.tabular import train
 from lever_lib.regressor import Predictor
+from lever_lib.rollout import Policy
 from lever_lib.seeding import stream
-from lever_lib.strategies import choose, combinations
+from lever_lib.strategies import choices, combinations
 
 _SIZES = (8, 12, 16, 24, 32, 48)
+_OBJECTS = (6, 4, 4)  # golds, blocks, hazards while the grid grows: those of 8x8, so that nothing else grows
 _POLICIES = (5, 10, 20, 40, 80)
 _CANDIDATES = (1, 2, 3, 4, 5, 6)
 _SNAPSHOTS = tuple(round(0.1 * step, 1) for step in range(1, 11))
+_EPISODES = 1000  # at least, so that ten snapshots differ
 _TOP_K = 3  # while the grid grows
 _REPEATS = 5
 
 
-def measure_costs(params: Params, predictor: Predictor) -> pd.DataFrame:
+def measure_costs(params: Params) -> pd.DataFrame:
     """Measure the compose-and-score time of a query for all four objectives on one layout.
 
-    One thing grows at a time: the side N of the grid (objects in proportion, hybrid strategy with k = 3), the policies
-    that are composed at once (strategy library), the k candidates per sub-query that are combined.
+    One thing grows at a time: the side N of the grid (few objects, hybrid strategy with k = 3), the policies that are
+    composed at once (strategy library), the k candidates per sub-query of which every combination is composed.
 
     Args:
         params: of the spec; its grid is where the other two are measured.
-        predictor: any of the spec's; what it predicts does not matter here.
 
     Returns:
-        Columns `grows, value, method, seconds, repeats`: `seconds` is the median CPU time of a query.
+        Columns `grows, value, method, distinct, seconds, repeats`: `seconds` is the median CPU time of a query,
+        `distinct` tells how many of the policies composed at once, or of the combinations, act differently: what acts
+        alike is done once.
     """
-    rows = []
     sizes = tqdm(_SIZES, desc="worlds to measure in", unit="grid")
     worlds = {size: hard_question(_resized(params, size), _SNAPSHOTS) for size in sizes}
-    own = worlds.get(params.grid.size) or hard_question(params, _SNAPSHOTS)
-    jobs: list[tuple[str, int, Pool, Embedder, list]] = []
-    for size, (pool, embedder, candidates) in worlds.items():
-        jobs.append(("size", size, pool, embedder, combinations("hybrid", candidates, _TOP_K, ())))
-    pool, embedder, candidates = own
+    pool, embedder, candidates = hard_question(params, _SNAPSHOTS)
+    jobs: list[tuple[str, int, Pool, Embedder, list]] = [
+        ("size", size, *world, combinations("hybrid", found, _TOP_K, ())) for size, (*world, found) in worlds.items()
+    ]
     for count in _POLICIES:
         spread = np.linspace(0, len(pool.q_tables) - 1, count).round().astype(int)
         jobs.append(("policies", count, pool, embedder, [tuple(spread.tolist())]))
     for k in _CANDIDATES:
         jobs.append(("k", k, pool, embedder, combinations("hybrid", candidates, k, ())))
+    rows = []
     for grows, value, pool, embedder, combos in tqdm(jobs, desc="measuring costs", unit="size"):
         for method in METHODS.values():
-            seconds = _median_seconds(
-                lambda m=method, p=pool, e=embedder, c=combos: choose(p.fresh(), m, c, e, predictor)
-            )
-            rows.append((grows, value, method.name, seconds, _REPEATS))
-    return pd.DataFrame(rows, columns=["grows", "value", "method", "seconds", "repeats"])
+            composed: list[Policy] = []
+            question = (method, combos, [len(combos)], embedder, indifferent(pool.layout.size))
+            list(choices(pool.fresh(), *question, composed.append))
+            alike = [pool.behaviour[row] for row in combos[0]] if grows == "policies" else map(_behaviour, composed)
+            seconds = median_seconds(lambda p=pool, q=question: list(choices(p.fresh(), *q)), _REPEATS)
+            rows.append((grows, value, method.name, len(set(alike)), seconds, _REPEATS))
+    return pd.DataFrame(rows, columns=["grows", "value", "method", "distinct", "seconds", "repeats"])
 
 
-def _median_seconds(call: Callable[[], object]) -> float:
-    call()  # loads what is compiled
+def _behaviour(policy: Policy) -> Hashable:
+    """What two policies share that are known to act alike."""
+    return policy.actions.tobytes() if isinstance(policy, CellPolicy) else id(policy)
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Median CPU seconds of `call` in this thread, after one call that loads what is compiled."""
+    call()
     seconds = []
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         started = time.thread_time()
         call()
         seconds.append(time.thread_time() - started)
     return float(np.median(seconds))
 
 
+def indifferent(size: int) -> Predictor:
+    """A predictor that costs what any costs on a grid of `size`, and predicts 0."""
+    width, height = feature_count(size), len(COMPONENTS)
+    return Predictor(np.zeros(width), np.ones(width), np.zeros((width + 1, height + 1)), np.inf)
+
+
 def _resized(params: Params, size: int) -> Params:
-    """The spec on another grid, with as many objects per cell; golds as many as the features have room for."""
-    grid, area = params.grid, (size / params.grid.size) ** 2
-    golds = min(round(grid.golds * area), gold_slots(size))
-    blocks, hazards = round(grid.blocks * area), round(grid.hazards * area)
-    return replace(params, grid=Grid(size, golds, blocks, hazards, grid.moves, grid.legacy_gold_exit))
+    return replace(params, grid=Grid(size, *_OBJECTS, params.grid.moves, params.grid.legacy_gold_exit))
 
 
 def hard_question(params: Params, snapshots: tuple[float, ...]) -> tuple[Pool, Embedder, list[list[int]]]:
@@ -95,7 +109,8 @@ def hard_question(params: Params, snapshots: tuple[float, ...]) -> tuple[Pool, E
     """
     first = next(iter(params.libraries))
     sarsa = replace(params.sarsa, snapshots=snapshots)
-    settings = replace(params, libraries={first: params.libraries[first]}, sarsa=sarsa)
+    budget = replace(params.libraries[first], episodes=max(_EPISODES, params.libraries[first].episodes))
+    settings = replace(params, libraries={first: budget}, sarsa=sarsa)
     layout = make_layout(params.grid, params.seeds[0])
     runs = [train(job)[0] for job in training_jobs(settings, [layout])]
     records = [record for run in runs for record in run]

@@ -38,7 +38,8 @@ def interval(
 ) -> tuple[float, float, float]:
     """A statistic with its percentile bootstrap interval over layouts at `LEVEL`.
 
-    Of a handful of layouts the interval is rough, and with a single one it is not defined (nan).
+    Of a handful of layouts the interval is rough and too narrow (of five it covers a normal mean in 83 % of cases, not
+    95 %), and with a single one it is not defined (nan).
 
     Args:
         values: float (L, T); a row per layout.

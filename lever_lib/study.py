@@ -32,11 +32,12 @@ from lever_lib.artifacts import (
     shown,
     source_hash,
 )
+from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError, MissingArtifactError, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment
 from lever_lib.params import Params, load_params, resolved
 from lever_lib.regressor import Regressor
-from lever_lib.report import Summary, read_summary, summarise_tables
+from lever_lib.report import SUMMARY_FILES, Summary, read_summary, summarise_tables
 from lever_lib.scaling import measure_costs
 from lever_lib.search import Retriever
 
@@ -44,6 +45,7 @@ _CHUNK = 10  # layouts that are trained and asked before their results are put a
 _COSTS = "costs_timings.csv"
 # Of the rows, what summaries cannot give back.
 _ROWS = "results.csv"
+_FILES = (*SUMMARY_FILES, _ROWS, _COSTS)
 _ROW_COLUMNS = [
     *("library", "seed", "query_class", "setup", "strategy", "method", "return", "optimum", "support_return"),
     *("scratch_return", "best_single_return", "predicted_return", "stuck"),
@@ -80,6 +82,8 @@ def study_files(outputs: Outputs) -> list[Path]:
         entry = read_manifest(folder).get(STUDY)
         if entry is None or entry["key"] != _key(outputs.params):
             continue
+        if not {f"{STUDY}/{name}" for name in _FILES} <= set(entry["files"]):
+            continue  # by other code
         damaged = damaged_files(folder, entry)
         if damaged:
             raise MissingArtifactError(
@@ -118,9 +122,12 @@ def _key(params: Params) -> str:
 
 
 def run_study(outputs: Outputs) -> Study:
-    """Run the study of a spec, or what an interrupted one has left to do.
+    """Run the study of a spec, or what an interrupted one has left to do; nothing if it is up to date.
 
     The spec's own library, embeddings and regressor are built first where they are not there.
+
+    Raises:
+        LeverError: if one of its layouts is one of the spec's own, or cannot be drawn.
     """
     params = outputs.params
     seeds = params.study.first_seed + np.arange(params.study.layouts)
@@ -129,13 +136,22 @@ def run_study(outputs: Outputs) -> Study:
             f"study: its seeds {seeds[0]} to {seeds[-1]} must not be among seeds = {list(params.seeds)}: "
             "they stand for layouts that nothing was fitted on"
         )
+    for seed in seeds:
+        make_layout(params.grid, int(seed))
+    published = outputs.came_along(library.STAGE)
     own = library.build_library(params, outputs)
     models = regressor.build_regressor(own, pi2vec.build_embeddings(own, outputs), outputs)
-    work = _work_folder(outputs)
+    for name in set(published) - {stage.name for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE)}:
+        outputs.forget(name)
+    made_of = _made_of(outputs)
+    known, entry = find_study(outputs), outputs.manifest().get(STUDY, {})
+    if known and entry.get("made_of") == made_of:
+        return known
+    work = _work_folder(outputs, made_of)
     parts = []
     for chunk in np.array_split(seeds, -(-len(seeds) // _CHUNK)):
         part = work / "parts" / f"{chunk[0]:04d}-{chunk[-1]:04d}"
-        if not part.is_dir():
+        if not all((part / name).is_file() for name in experiment.STAGE.files):
             _run_part(replace(params, seeds=tuple(chunk.tolist())), outputs.spec, models, part, work)
         parts.append(Tables(*(read_table(part / name) for name in experiment.STAGE.files)))
     tables = Tables(*(pd.concat([vars(part)[name] for part in parts], ignore_index=True) for name in vars(parts[0])))
@@ -144,20 +160,28 @@ def run_study(outputs: Outputs) -> Study:
     draft.mkdir()
     summarise_tables(tables, outputs.spec, params.root_seed).write(draft)
     tables.results[_ROW_COLUMNS].round(4).to_csv(draft / _ROWS, index=False)
-    measure_costs(params, models.for_layout("")).to_csv(draft / _COSTS, index=False)
+    measure_costs(params).to_csv(draft / _COSTS, index=False)
     files = {f"{STUDY}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
     outputs.forget(STUDY)
     replace_folder(draft, outputs.folder / STUDY)
-    outputs.enter(STUDY, {"key": _key(params), "root_seed": params.root_seed, "files": files})
-    shutil.rmtree(work)
+    entry = {"key": _key(params), "made_of": made_of, "root_seed": params.root_seed, "files": files}
+    outputs.enter(STUDY, entry)
+    done = work.with_name(f"{work.name}.done")  # half deleted it must not be taken for work to go on with
+    work.rename(done)
+    shutil.rmtree(done)
     return find_study(outputs)
 
 
-def _work_folder(outputs: Outputs) -> Path:
-    """Where unfinished work is kept; work of other params, models or code is thrown away."""
+def _made_of(outputs: Outputs) -> str:
+    """Hash of everything that a study comes from: params, models and code."""
     models = file_hash(outputs.folder / regressor.STAGE.name / "models.npz")
-    depends = "".join([_key(outputs.params), models, source_hash("lever_lib.study")])
-    work = outputs.folder / f".study-{hashlib.sha256(depends.encode()).hexdigest()[:16]}"
+    depends = _key(outputs.params) + models + source_hash("lever_lib.study")
+    return hashlib.sha256(depends.encode()).hexdigest()
+
+
+def _work_folder(outputs: Outputs, made_of: str) -> Path:
+    """Where unfinished work is kept; work of other params, models or code is thrown away."""
+    work = outputs.folder / f".study-{made_of[:16]}"
     for old in outputs.folder.glob(".study-*"):
         if old != work:
             shutil.rmtree(old)
@@ -183,6 +207,7 @@ def _run_part(params: Params, spec: str, models: Regressor, part: Path, work: Pa
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     tables.write(draft)
+    shutil.rmtree(part, ignore_errors=True)
     draft.rename(part)
     shutil.rmtree(work / part.name)
 

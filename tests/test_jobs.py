@@ -73,16 +73,26 @@ def test_energy_of_a_cluster_is_estimated(cluster, smoke_params, tmp_path, monke
 
 
 def test_workers_with_other_code_are_refused(cluster, monkeypatch):
-    ours = seam.package_hash()
-    monkeypatch.setattr(seam, "package_hash", replaced_hash)
-    assert replaced_hash() != ours
-    with pytest.raises(LeverError, match="another version of lever_lib"):
+    monkeypatch.setattr(seam, "CODE", "of a later edit")
+    with pytest.raises(LeverError, match=r"worker tcp://.* runs another version of lever_lib"):
         list(run_jobs(sum, [[1]], on(cluster), "adding", threads=True))
 
 
-def replaced_hash():
-    """Differs from process to process."""
-    return str(os.getpid())
+def test_workers_that_join_late_are_asked_too():
+    assert seam._do(seam.loaded_code(), sum, [1, 2]) == 3
+    with pytest.raises(LeverError, match="another version of lever_lib"):
+        seam._do("of a later edit", sum, [1, 2])
+
+
+def test_workers_that_cannot_even_answer_are_one_line(cluster, monkeypatch):
+    monkeypatch.setattr(seam, "loaded_code", broken)
+    with pytest.raises(LeverError, match=r"a worker cannot run this code: no such thing here"):
+        list(run_jobs(sum, [[1]], on(cluster), "adding", threads=True))
+
+
+def broken():
+    """What a worker with another lever_lib may raise."""
+    raise AttributeError("no such thing here")
 
 
 def test_where_nobody_listens_it_is_said(monkeypatch):

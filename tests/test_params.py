@@ -77,7 +77,7 @@ def test_a_spec_is_a_plain_name_of_a_file_that_exists(spec):
 
 
 def test_an_address_of_a_cluster():
-    for address in ("tcp://10.0.0.1:8786", "tls://scheduler.lab:8786"):
+    for address in ("tcp://10.0.0.1:8786", "tcp://scheduler.lab:8786"):
         assert Execution(scheduler=address).scheduler == address
 
 

@@ -1,11 +1,19 @@
 import base64
 import io
 
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
+import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from lever_lib import plots
 from lever_lib.pictures import main, smaller
 
 
@@ -27,6 +35,29 @@ def test_a_chart_looks_the_same_in_fewer_bytes():
     one, other = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=int) for png in (before, after))
     assert one.shape == other.shape
     assert np.abs(one - other).max() <= 12, "of 255"
+    assert smaller(after) == after, "once is enough"
+
+
+@pytest.mark.parametrize("name", ["01_learning_curves", "03_predicted_against_true", "04_cosines"])
+def test_real_figures_look_the_same(name, smoke, smoke_outputs, corridor):
+    rng = np.random.default_rng(0)
+    if name == "04_cosines":
+        figure = plots.cosine_table(pd.DataFrame(rng.uniform(size=(5, 8))).rename(index=str, columns=str), name)
+    elif name == "03_predicted_against_true":
+        pairs = pd.DataFrame({"return": rng.normal(size=500), "predicted": rng.normal(size=500)})
+        figure = plots.predicted_against_true(pairs.assign(stuck=rng.random(500) < 0.2), name)
+    else:
+        curves = smoke.library.curves.query("seed == '0000'")
+        figure = plots.learning_curves(curves, dict.fromkeys(curves["setup"].unique(), 100.0), name)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=160)
+    plt.close(figure)
+    one, other = (
+        np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=int)
+        for png in (out.getvalue(), smaller(out.getvalue()))
+    )
+    off = np.abs(one - other).max(axis=2)
+    assert (off > 12).mean() < 0.01, "of the pixels, and these are edges of letters"
 
 
 def test_pictures_of_a_notebook_shrink_and_nothing_else_changes(tmp_path):

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -87,6 +88,23 @@ def test_the_latex_table_says_what_the_shares_say(smoke, smoke_outputs):
     assert f"the optimum is {gpi['optimum']:.1f}" in returns
     assert found.latex.count("{") == found.latex.count("}")
     assert not re.search(r"(?<!\\)%", found.latex), "a bare percent sign starts a comment in LaTeX"
+
+
+def test_latex_takes_names_as_they_are(smoke, smoke_outputs):
+    shares = report.build_report(smoke_outputs).summary.shares
+    latex = report.latex_table(shares.assign(method=shares["method"].replace("gpi", "my_sum")), "my_grid")
+    assert "my\\_sum & " in latex
+    assert "optimum, my\\_grid: mean over 3 layouts" in latex
+    assert "too narrow for so few" in latex
+
+
+def test_tables_of_older_code_are_not_taken_for_whole(published):
+    manifest = published.folder / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["stages"]["composition"]["files"]["composition/sweep.csv"]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(MissingArtifactError, match="built from other params or code"):
+        report.build_report(published)
 
 
 def test_published_tables_are_enough(published):
@@ -181,7 +199,7 @@ def test_averages_stand_beside_ours_under_their_own_optimum(smoke, smoke_outputs
     params = load_params("16x16")
     shares = report.build_report(smoke_outputs).summary.shares.assign()
     shares["library"] = shares["library"].replace({"X1": "X10"})
-    averages = report.published_averages(shares, "16x16", params.grid, params.seeds)
+    averages = report.published_averages(shares, "16x16", params)
     assert len(averages) == 72
     exact = averages.query("method == 'exnonzero' and strategy != 'scratch'")
     assert exact["published_share"].to_numpy() == pytest.approx(np.ones(27), abs=1e-5), "it reaches the optimum"
@@ -191,6 +209,10 @@ def test_averages_stand_beside_ours_under_their_own_optimum(smoke, smoke_outputs
     ]
     assert ours["return"].iloc[0] == row["return"]
     assert averages.query("library == 'X1'")["return"].isna().all(), "this run has no such library"
+    other = replace(params, seeds=(0, 1, 7))
+    elsewhere = report.published_averages(shares, "16x16", other)
+    assert elsewhere["return"].isna().all(), "other layouts are no comparison"
+    assert (elsewhere["published_optimum"] == averages["published_optimum"]).all()
     pooled = report.pooled_averages(averages.fillna(0.0), shares).round(2)
     # 189.9, 170.5, 185.5 and 185.1 of 241.9, as an independent reading of the published qsum tables has it
     assert pooled.loc["qsum", "published_return"].to_dict() == pytest.approx(

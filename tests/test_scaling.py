@@ -4,7 +4,6 @@ import pytest
 
 from lever_lib import scaling
 from lever_lib.composition import METHODS
-from lever_lib.regressor import ALL_LAYOUTS
 from lever_lib.scaling import fit_exponents, measure_costs
 
 
@@ -18,11 +17,11 @@ def test_exponents_of_a_power_law_and_of_a_bend():
     assert 0 < fitted.loc["bend", "exponent"] < 1
 
 
-def test_everything_that_grows_is_measured(smoke, smoke_params, monkeypatch):
+def test_everything_that_grows_is_measured(smoke_params, monkeypatch):
     monkeypatch.setattr(scaling, "_SIZES", (6, 8))
     monkeypatch.setattr(scaling, "_POLICIES", (5, 80))
     monkeypatch.setattr(scaling, "_CANDIDATES", (1, 4))
-    costs = measure_costs(smoke_params, smoke.regressor.models[ALL_LAYOUTS])
+    costs = measure_costs(smoke_params)
     assert costs.groupby("grows", sort=False)["value"].unique().map(list).to_dict() == {
         "size": [6, 8],
         "policies": [5, 80],
@@ -30,5 +29,8 @@ def test_everything_that_grows_is_measured(smoke, smoke_params, monkeypatch):
     }
     assert len(costs) == 6 * len(METHODS)
     assert (costs["seconds"] > 0).all()
+    assert (costs["distinct"] >= 1).all()
+    assert costs.query("grows == 'k' and value == 4 and method == 'exnonzero'")["distinct"].iloc[0] == 256
+    assert costs.query("grows == 'policies' and value == 80")["distinct"].max() <= 80
     slow = costs.query("method == 'exnonzero'").set_index(["grows", "value"])["seconds"]
     assert slow["k", 4] > 5 * slow["k", 1], "256 combinations, not one"

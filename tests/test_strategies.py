@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from lever_lib import strategies
 from lever_lib.composition import METHODS, Pool
 from lever_lib.envs.features import feature_tables
 from lever_lib.envs.rewards import reward_system
@@ -95,6 +96,32 @@ def test_choices_in_one_go_are_those_made_apart(smoke):
             assert one.members == other.members
             assert one.predicted_return == other.predicted_return
             assert one.combinations == other.combinations
-        seconds = [choice.seconds_compose + choice.seconds_score for choice in together]
-        assert seconds == sorted(seconds), "they add up"
         assert 0 < len(seen) <= 625
+
+
+def test_choices_in_one_go_count_the_seconds_of_those_made_apart(smoke, monkeypatch):
+    """With a clock that ticks once per composition and ten times per embedding."""
+    clock = [0]
+    compose, embed = Pool.compose, Embedder.embed
+    monkeypatch.setattr(Pool, "compose", lambda *args: (tick(clock, 1), compose(*args))[1])
+    monkeypatch.setattr(Embedder, "embed", lambda *args: (tick(clock, 10), embed(*args))[1])
+    monkeypatch.setattr(strategies.time, "perf_counter", lambda: clock[0])
+    job = experiment_jobs(smoke)[-1]
+    asked = job.asked[2]
+    pool = Pool(job.embedder.layout, reward_system(asked.query.setup), job.q_tables, job.visits, job.alpha)
+    combos, ends = combinations("exhaustive", asked.candidates, 3, []), [1, 16, 81]
+
+    def disturb(policy):
+        tick(clock, 1000)
+
+    for method in METHODS.values():
+        together = choices(pool.fresh(), method, combos, ends, job.embedder, job.predictor, disturb)
+        for one, end in zip(together, ends, strict=True):
+            tick(clock, 1000)
+            other = choose(pool.fresh(), method, combos[:end], job.embedder, job.predictor)
+            assert one.seconds_compose == other.seconds_compose > 0
+            assert one.seconds_score == other.seconds_score > 0
+
+
+def tick(clock, seconds):
+    clock[0] += seconds

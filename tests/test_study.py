@@ -34,11 +34,16 @@ def studied(smoke, smoke_params, smoke_outputs, tmp_path_factory):
             run_part(params, *rest)
 
         patch.setattr(study, "_run_part", interrupted)
+        # an interruption while files were deleted leaves a folder without them
+        part = outputs.folder / f".study-{study._made_of(outputs)[:16]}" / "parts" / "0050-0052"
+        part.mkdir(parents=True)
         with pytest.raises(KeyboardInterrupt):
             study.run_study(outputs)
         assert study.find_study(outputs) is None, "a half is no study"
         found = study.run_study(outputs)
         assert trained == [(50, 51, 52), (53, 54, 55), (53, 54, 55)], "the first part was kept"
+        study.run_study(outputs)
+        assert len(trained) == 3, "nothing is left to do"
     return outputs, found
 
 
@@ -96,6 +101,25 @@ def test_another_root_reads_the_study_of_the_repository(studied, monkeypatch, tm
 def test_layouts_that_were_fitted_on_are_refused(smoke_params, tmp_path):
     outputs = Outputs("smoke", replace(smoke_params, study=Study(first_seed=2, layouts=5)), tmp_path)
     with pytest.raises(LeverError, match=re.escape("seeds 2 to 6 must not be among seeds = [0, 1, 2]")):
+        study.run_study(outputs)
+    assert not outputs.folder.exists()
+
+
+def test_what_came_with_a_clone_is_not_passed_for_its_own(studied, smoke_outputs, tmp_path, monkeypatch):
+    """Tables of another machine's library, once this machine has trained its own."""
+    outputs = Outputs("smoke", studied[0].params, tmp_path)
+    shutil.copytree(smoke_outputs.folder / "composition", outputs.folder / "composition")
+    outputs.enter("composition", read_manifest(smoke_outputs.folder)["composition"])
+    monkeypatch.setattr(study, "_run_part", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        study.run_study(outputs)
+    assert set(outputs.manifest()) == {"library", "pi2vec", "regressor"}
+
+
+def test_a_layout_that_cannot_be_drawn_is_found_before_anything_is_trained(smoke_params, tmp_path):
+    crowded = replace(smoke_params, grid=replace(smoke_params.grid, blocks=12, hazards=14))
+    outputs = Outputs("smoke", crowded, tmp_path)
+    with pytest.raises(LeverError, match="seed 100: none of 200 draws"):
         study.run_study(outputs)
     assert not outputs.folder.exists()
 

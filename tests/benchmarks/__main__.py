@@ -20,9 +20,7 @@ import numpy as np
 
 from lever_lib.artifacts import Outputs
 from lever_lib.composition import METHODS
-from lever_lib.envs.features import feature_count
 from lever_lib.envs.gridworld import make_layout
-from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.index import TextIndex
 from lever_lib.jobs import run_jobs
 from lever_lib.library import training_jobs
@@ -32,23 +30,11 @@ from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy
 from lever_lib.policies.tabular import train
 from lever_lib.queries import QUERIES
-from lever_lib.regressor import Predictor
-from lever_lib.scaling import hard_question
+from lever_lib.scaling import hard_question, indifferent, median_seconds
 from lever_lib.strategies import STRATEGIES, choose, combinations
 from lever_lib.text import encode
 
 REPEATS = 7
-
-
-def median_seconds(call, repeats):
-    """Median CPU seconds of `call`, after one call that loads what is compiled."""
-    call()
-    seconds = []
-    for _ in range(repeats):
-        started = time.thread_time()
-        call()
-        seconds.append(time.thread_time() - started)
-    return statistics.median(seconds)
 
 
 def report(what, value, unit):
@@ -78,21 +64,15 @@ def query(spec, params, repeats):
     report(f"{spec}: embedding", len(policies) / seconds, "policies / s")
     seconds = median_seconds(lambda: optimum(pool.layout, pool.system), repeats)
     report(f"{spec}: exact optimum", seconds * 1e3, "ms")
-    width, height = feature_count(params.grid.size), len(COMPONENTS)
-    predictor = Predictor(np.zeros(width), np.ones(width), np.ones((width + 1, height + 1)), np.inf)
+    predictor = indifferent(params.grid.size)
     everything = range(len(pool.q_tables) - len(params.sarsa.snapshots))  # trained on the question itself: the last
     for method in METHODS.values():
         for strategy in STRATEGIES:
             combos = combinations(strategy, candidates, params.search.top_k, everything)
-            seconds = median_seconds(
-                lambda m=method, c=combos: choose(pool.fresh(), m, c, embedder, predictor), repeats
-            )
+            question = (method, combos, embedder, predictor)
+            seconds = median_seconds(lambda q=question: choose(pool.fresh(), *q), repeats)
             name = f"{spec}: {strategy} {method.name}, {len(combos)} combination(s)"
             report(name, seconds, f"s / query ({len(combos) / seconds:,.0f} combinations / s)")
-
-
-def _answer(pool, *rest):
-    return choose(pool.fresh(), *rest)
 
 
 def text(repeats):
