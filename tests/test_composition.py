@@ -204,8 +204,8 @@ def test_bounds_by_hand(corridor):
     pool = Pool(corridor, reward_system("path"), np.zeros((1, 16, 4)), visits, 0.1)
     pool.q_tables[0, 13, 2] = 1.0  # greedy, so that the support adds nothing here
     keep, dropped = prune(pool.view(3, (0,)))
-    assert not keep[13, 0, 0] & 1, "0.89 is not above 9.9"
-    assert keep[13, 0, 0] & 4
+    assert not keep[13, 2, 0] & 1, "0.89 is not above 9.9"
+    assert keep[13, 2, 0] & 4
     assert dropped == 0, "none of these cells is reached from the start by known moves"
 
 
