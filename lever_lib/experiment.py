@@ -72,6 +72,7 @@ SWEEP_TIMING_COLUMNS = [*_JOB_COLUMNS, "k", *SECONDS]
 DIRECT_COLUMNS = [*_JOB_COLUMNS, "policies", "return", "optimum", "stuck"]
 
 _REPEATS = 5  # of splitting and encoding a query; the median counts, for all layouts and libraries
+_WATCHED = 16  # policies that are evaluated together
 _CLOCK = Lock()
 
 Rows = dict[str, list[dict]]  # by table: results, sweep, direct
@@ -348,14 +349,23 @@ def _sweep(job: ExperimentJob, asked: Asked, pool: Pool, method: Method) -> dict
     combos = combinations("exhaustive", asked.candidates, job.top_k, ())
     sizes = range(1, max(map(len, asked.candidates)) + 1)
     ends = [math.prod(min(k, len(rows)) for rows in asked.candidates) for k in sizes]
-    composed: list[Policy] = []
-    by_k, best_return = {}, -np.inf
-    chosen = choices(pool.fresh(), method, combos, ends, job.embedder, job.predictor, composed.append)
+    by_k, best_return, waiting = {}, -np.inf, []
+
+    def watch(policy: Policy | None) -> None:
+        """Note what policies really earn; nothing is chosen by it.
+
+        Several at a time, so that it seldom disturbs the caches of what is timed; not all, because plans are large.
+        """
+        nonlocal best_return
+        waiting.extend([] if policy is None else [policy])
+        if policy is None or len(waiting) == _WATCHED:
+            earned = [evaluate(policy, pool.layout, pool.system).return_ for policy in waiting]
+            best_return = max([best_return, *earned])
+            waiting.clear()
+
+    chosen = choices(pool.fresh(), method, combos, ends, job.embedder, job.predictor, watch)
     for k, choice in zip(sizes, chosen, strict=True):
-        # Between choices, so that it disturbs no clock: what the policies really earn. Nothing is chosen by it.
-        earned = (evaluate(policy, pool.layout, pool.system).return_ for policy in composed)
-        best_return = max(best_return, *earned) if composed else best_return
-        composed.clear()
+        watch(None)
         by_k[k] = choice, best_return
     return by_k | {k: by_k[len(sizes)] for k in range(len(sizes) + 1, job.most + 1)}
 
