@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -30,9 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = "manifest.json"
 _DAMAGED = "is missing or damaged"
 STUDY = "study"  # folder, and manifest entry, of results that take long and outlive a run
+MODEL = "model"  # likewise, of the regressor that a study fits
+LASTING = (STUDY, MODEL)
 # What a published spec keeps in git, by path within its folder; `.gitignore` says the same. Everything else is bulky
 # and comes back by running.
-PUBLISHED = ("composition/*.csv", "results/*", "figures/*", "notebooks/*.ipynb", "study/*")
+PUBLISHED = ("composition/*.csv", "results/*", "figures/*", "notebooks/*.ipynb", "study/*", "model/*.safetensors")
 
 
 def outputs_root() -> Path:
@@ -57,6 +59,7 @@ class Stage:
         upstream: stages whose files it reads.
         module: of `lever_lib`; with everything it imports, the code that the result depends on.
         from_published: whether whole files of `upstream` are enough, whatever became of what they were made of.
+        outside: what else it depends on, given the outputs it belongs to.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Stage:
     upstream: tuple[Stage, ...]
     module: str
     from_published: bool = False
+    outside: Callable[[Outputs], str | None] = lambda _: None
 
 
 class Outputs:
@@ -94,6 +98,7 @@ class Outputs:
             "params": {name: _setting(settings, name) for name in stage.params},
             "upstream": {up.name: lasting_files(manifest.get(up.name, {}).get("files", {})) for up in stage.upstream},
             "sources": source_hash(stage.module),
+            "outside": stage.outside(self),
         }
         return _sha256(json.dumps(parts, sort_keys=True).encode())
 
@@ -162,10 +167,11 @@ class Outputs:
     def came_along(self, first: Stage) -> list[str]:
         """Entries that came with the repository, as far as the folder of the first stage tells: it never does.
 
-        A run that builds that stage itself must not pass them for its own. A study is of no run and not among them.
+        A run that builds that stage itself must not pass them for its own. A study and its model are of no run and
+        not among them.
         """
         own = (self.folder / first.name).is_dir()
-        return [] if own else [name for name in self.manifest() if name != STUDY]
+        return [] if own else [name for name in self.manifest() if name not in LASTING]
 
     def adopt(self, stage: Stage) -> None:
         """Copy a stage's published files from the repository, if this root has no such stage and they are whole."""
@@ -274,7 +280,7 @@ def examine(folder: Path) -> dict[str, Condition]:
     """Compare the files of a spec with its manifest, entry by entry; the manifest comes first if it is at fault."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        orphaned = folder.is_dir() and any(path.is_dir() and path.name != STUDY for path in folder.iterdir())
+        orphaned = folder.is_dir() and any(path.is_dir() and path.name not in LASTING for path in folder.iterdir())
         return {"manifest": Condition(True, [manifest], [])} if orphaned else {}
     try:
         entries = read_manifest(folder)
@@ -295,18 +301,18 @@ def clear(folder: Path) -> None:
     if not folder.is_dir():
         return
     try:
-        study = read_manifest(folder).get(STUDY)
+        kept = {name: entry for name, entry in read_manifest(folder).items() if name in LASTING}
     except MissingArtifactError:
-        study = None
+        kept = {}
     for path in folder.iterdir():
-        if path.name == STUDY:
+        if path.name in LASTING:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    if study:
-        _write_manifest(folder, {STUDY: study})
+    if kept:
+        _write_manifest(folder, kept)
     if not any(folder.iterdir()):
         folder.rmdir()
 

@@ -86,17 +86,20 @@ class Sarsa:
 class Pi2Vec:
     """Policy embeddings: mean successor features over canonical states."""
 
-    method: Literal["exact"] = "exact"
+    method: Literal["exact", "network"] = "exact"  # followed along paths, or learned from transitions
     gamma: float = Field(0.99, ge=0, lt=1)  # discount of the embedding, nowhere else
     canonical_states: int = Field(128, ge=1, le=10_000)  # K per layout
+    learner: Literal["improved", "published"] = "improved"  # of a network
+    device: str = Field("cpu", min_length=1)  # of a network: cpu, cuda, ...
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Regressor:
     """Predicts the return of an embedded policy under any reward system."""
 
-    model: Literal["ridge"] = "ridge"
-    ridge_penalty: float = Field(100.0, gt=0)
+    source: Literal["library", "study"] = "library"  # fitted on the run's own layouts, or on a study's
+    trees: int = Field(60, ge=1, le=10_000)  # per event
+    leaves: int = Field(15, ge=2, le=1000)  # per tree
     interval_level: float = Field(0.9, gt=0, lt=1)  # nominal coverage of the prediction intervals
 
 
@@ -123,6 +126,28 @@ class Study:
 
     first_seed: int = Field(100, ge=0, le=9000)
     layouts: int = Field(50, ge=3, le=1000)
+    training_first_seed: int = Field(200, ge=0, le=9000)  # layouts that its regressor is fitted on
+    training_layouts: int = Field(60, ge=3, le=1000)
+
+    @model_validator(mode="after")
+    def _apart(self) -> Study:
+        test, training = self.test_seeds, self.training_seeds
+        if set(test) & set(training):
+            raise ValueError(
+                f"layouts {test[0]} to {test[-1]} and training layouts {training[0]} to {training[-1]} "
+                "must be apart: what is tested must not have been trained on"
+            )
+        return self
+
+    @property
+    def test_seeds(self) -> range:
+        """Layouts that questions are asked on."""
+        return range(self.first_seed, self.first_seed + self.layouts)
+
+    @property
+    def training_seeds(self) -> range:
+        """Layouts that the regressor is fitted on."""
+        return range(self.training_first_seed, self.training_first_seed + self.training_layouts)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -1,41 +1,61 @@
-"""pi2vec, exact: a policy as the mean of its successor features over canonical states.
+"""pi2vec: a policy as the mean of its successor features over canonical states.
 
 psi^pi(s) = E[sum_t gamma^t phi(s_t) | s_0 = s, pi]. World and policies are deterministic, so psi is the discounted sum
-along one path: followed, not learned. The embedding of a policy is the mean of psi over the K canonical states of its
-own layout.
+along one path. `pi2vec.method: exact` follows that path; `network` sees pairs of successive states only and learns psi
+from them, as one must where a policy is a black box. The embedding of a policy is the mean of psi over the K canonical
+states of its own layout; psi at the start state is kept beside it.
 
 Source: Barreto et al. (2017), section 3; Scarpellini et al. (2024), pi2vec.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numba import njit
 
 from lever_lib import library as library_stage
 from lever_lib.artifacts import Outputs, Stage
 from lever_lib.envs.features import HEAD, FeatureTables, add_features, feature_tables, features
 from lever_lib.envs.gridworld import Layout, States
-from lever_lib.envs.layouts import LEVER
+from lever_lib.envs.layouts import EXIT, HAZARD, LEVER
 from lever_lib.jobs import run_jobs
 from lever_lib.library import Library
-from lever_lib.params import Params
-from lever_lib.policies.base import CellPolicy
-from lever_lib.rollout import END_STUCK, Paths, Policy
+from lever_lib.params import Params, Pi2Vec
+from lever_lib.policies.base import CellPolicy, Episode
+from lever_lib.psi_network import ENDS, GOES_ON, LEARNERS, STAYS, Learner, Pairs, Scale, feature_scale, learn
+from lever_lib.rollout import END_STUCK, Paths, Policy, start_state
 from lever_lib.seeding import stream
 
 STAGE = Stage(
     name="pi2vec",
     notebook="02_pi2vec",
-    files=("canonical_states.npz", "embeddings.npy"),
+    files=("canonical_states.npz", "embeddings.npy", "start_features.npy"),
     params=("grid", "root_seed", "pi2vec"),
     upstream=(library_stage.STAGE,),
     module="lever_lib.pi2vec",
 )
+
+
+# How often a network's data start at the start state, for each time at a canonical one: psi is read there by itself.
+_STARTS = 8
+
+
+class Embedded(NamedTuple):
+    """What pi2vec says of B policies.
+
+    Attributes:
+        mean: the embedding, mean psi over the canonical states, float64 (B, D).
+        start: psi of the start state, float64 (B, D).
+    """
+
+    mean: np.ndarray
+    start: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,22 +66,78 @@ class Embedder:
         layout: the world.
         canonical: K states.
         tables: features of the layout.
-        gamma: discount per step.
+        settings: method, discount, learner, device.
+        root_seed: of a network's initial weights.
     """
 
     layout: Layout
     canonical: States
     tables: FeatureTables
-    gamma: float
+    settings: Pi2Vec
+    root_seed: int = 0
 
-    def successor_features(self, policy: Policy) -> np.ndarray:
-        """Psi of a policy at each canonical state, float64 (K, D)."""
-        paths = policy.paths(self.layout, self.canonical)
-        return successor_features(self.tables, self.canonical, paths, self.layout, self.gamma)
+    @property
+    def gamma(self) -> float:
+        """Discount per step."""
+        return self.settings.gamma
 
-    def embed(self, policy: Policy) -> np.ndarray:
-        """Embedding of a policy, float64 (D,)."""
-        return self.successor_features(policy).mean(axis=0)
+    @property
+    def learner(self) -> Learner:
+        """How a network is fitted, where one is."""
+        return LEARNERS[self.settings.learner]
+
+    @cached_property
+    def states(self) -> States:
+        """The canonical states, and last the start state: where psi is wanted, K + 1."""
+        parts = zip(self.canonical, start_state(self.layout), strict=True)
+        return States(*(np.concatenate(part) for part in parts))
+
+    @cached_property
+    def state_features(self) -> np.ndarray:
+        """Phi of `states`, float32 (K + 1, D)."""
+        return features(self.tables, self.states)
+
+    @cached_property
+    def scale(self) -> Scale:
+        """What standardises features for a network: the same for all policies of the layout."""
+        return feature_scale(self.state_features)
+
+    def embed(self, policies: Sequence[Policy], episodes: Sequence[Episode] | None = None) -> Embedded:
+        """Embed policies, all at once.
+
+        Args:
+            policies: that can be followed.
+            episodes: one recorded episode of each, for a learner that wants no more. Where there are none, as of a
+                policy composed just now, it learns from the episode that the policy would have.
+        """
+        psi = self.successor_features(policies, episodes)
+        return Embedded(psi[:, :-1].mean(axis=1), psi[:, -1])
+
+    def successor_features(self, policies: Sequence[Policy], episodes: Sequence[Episode] | None = None) -> np.ndarray:
+        """Psi of policies at each canonical state and, last, at the start, float64 (B, K + 1, D)."""
+        if self.settings.method == "exact":
+            return np.stack([self._exact(policy) for policy in policies])
+        if self.learner.data == "canonical":
+            often = start_state(self.layout)
+            starts = States(
+                *(np.concatenate([part, *[one] * _STARTS]) for part, one in zip(self.canonical, often, strict=True))
+            )
+            seen = [self.pairs(policy, starts) for policy in policies]
+        elif episodes is None:
+            seen = [self.pairs(policy, start_state(self.layout)) for policy in policies]
+        else:
+            seen = [episode_pairs(self.layout, self.tables, episode) for episode in episodes]
+        return learn(
+            seen, self.state_features, self.scale, self.learner, self.gamma, self.root_seed, self.settings.device
+        )
+
+    def _exact(self, policy: Policy) -> np.ndarray:
+        paths = policy.paths(self.layout, self.states)
+        return successor_features(self.tables, self.states, paths, self.layout, self.gamma)
+
+    def pairs(self, policy: Policy, starts: States) -> Pairs:
+        """What is seen of a policy that is followed from given states to the end."""
+        return path_pairs(self.tables, starts, policy.paths(self.layout, starts), self.layout)
 
 
 @dataclass(frozen=True)
@@ -70,17 +146,30 @@ class Embeddings:
 
     Attributes:
         embeddings: float64 (P, D); row i is policy i of the library.
+        start: psi at the start state, float64 (P, D).
         canonical: canonical states by seed name.
-        gamma: discount per step.
+        settings: they were made with.
+        root_seed: they were made with.
     """
 
     embeddings: np.ndarray
+    start: np.ndarray
     canonical: dict[str, States]
-    gamma: float
+    settings: Pi2Vec
+    root_seed: int
 
     def embedder(self, layout: Layout) -> Embedder:
         """What embeds further policies of a layout of the library."""
-        return Embedder(layout, self.canonical[layout.name], feature_tables(layout), self.gamma)
+        return Embedder(layout, self.canonical[layout.name], feature_tables(layout), self.settings, self.root_seed)
+
+    @property
+    def embedded(self) -> Embedded:
+        """The arrays as an embedder returns them."""
+        return Embedded(self.embeddings, self.start)
+
+    def rows(self, rows: np.ndarray) -> Embedded:
+        """Some policies of the library."""
+        return Embedded(self.embeddings[rows], self.start[rows])
 
 
 def build_embeddings(library: Library, outputs: Outputs, overwrite: bool = False) -> Embeddings:
@@ -104,7 +193,8 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     with np.load(folder / "canonical_states.npz") as stored:
         states = zip(*(stored[name] for name in ("seeds", *States._fields)), strict=True)
         canonical = {str(name): States(*parts) for name, *parts in states}
-    return Embeddings(np.load(folder / "embeddings.npy"), canonical, params.pi2vec.gamma)
+    arrays = (np.load(folder / name) for name in ("embeddings.npy", "start_features.npy"))
+    return Embeddings(*arrays, canonical, params.pi2vec, params.root_seed)
 
 
 def extend(embeddings: Embeddings, library: Library) -> Embeddings:
@@ -118,13 +208,22 @@ def extend(embeddings: Embeddings, library: Library) -> Embeddings:
     for name, layout in library.layouts.items():
         if name not in canonical:
             canonical[name] = _canonical_states(library, layout)
-    grown = Embeddings(embeddings.embeddings, canonical, embeddings.gamma)
-    first = len(embeddings.embeddings)
-    seeds = library.policies["seed"].iloc[first:]
-    embedders = {seed: grown.embedder(library.layouts[seed]) for seed in seeds.unique()}
-    new = zip(seeds, library.actions[first:], strict=True)
-    rows = [embedders[seed].embed(CellPolicy(actions)) for seed, actions in new]
-    return Embeddings(np.concatenate([embeddings.embeddings, rows]), canonical, embeddings.gamma)
+    known = len(embeddings.embeddings)
+    mean, start = (
+        np.concatenate([part, np.empty((len(library.policies) - known, part.shape[1]))]) for part in embeddings.embedded
+    )
+    grown = Embeddings(mean, start, canonical, embeddings.settings, embeddings.root_seed)
+    seeds = library.policies["seed"].to_numpy()
+    for seed in np.unique(seeds[known:]):
+        rows = known + np.flatnonzero(seeds[known:] == seed)
+        mean[rows], start[rows] = _embed(grown.embedder(library.layouts[seed]), library, rows)
+    return grown
+
+
+def _embed(embedder: Embedder, library: Library, rows: np.ndarray) -> Embedded:
+    """Embed policies of one layout of a library."""
+    policies = [CellPolicy(actions) for actions in library.actions[rows]]
+    return embedder.embed(policies, [library.episodes[row] for row in rows])
 
 
 def draw_canonical_states(library: Library, layout: Layout, count: int, rng: np.random.Generator) -> States:
@@ -179,8 +278,7 @@ def successor_features(tables: FeatureTables, starts: States, paths: Paths, layo
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma = {gamma}: must be in [0, 1)")
     out = np.zeros((len(starts.cells), HEAD + tables.slots))
-    lever = np.flatnonzero(layout.cells.ravel() == LEVER)
-    _discounted(tables, starts, paths, layout.gold_index, int(lever[0]) if len(lever) else -1, gamma, out)
+    _discounted(tables, starts, paths, layout.gold_index, _lever_cell(layout), gamma, out)
     return out
 
 
@@ -210,30 +308,87 @@ def _discounted(
             weight *= gamma
 
 
+def path_pairs(tables: FeatureTables, starts: States, paths: Paths, layout: Layout) -> Pairs:
+    """Features of every state on given paths and of the state after it.
+
+    Args:
+        tables: of the layout.
+        starts: K states.
+        paths: from these states.
+        layout: the world.
+    """
+    states = np.zeros((int(paths.steps.sum()) + len(paths.steps), HEAD + tables.slots), np.float32)
+    _path_features(tables, starts, paths, layout.gold_index, _lever_cell(layout), states)
+    stuck = paths.end == END_STUCK
+    last = np.cumsum(paths.steps + 1) - 1  # row of each path's last state
+    kind = np.full(len(states), GOES_ON, np.int8)
+    kind[last[stuck]] = STAYS
+    kind[last[~stuck] - 1] = ENDS
+    after = np.arange(len(states)) + (kind != STAYS)
+    acting = np.ones(len(states), bool)
+    acting[last[~stuck]] = False  # nobody acts in a terminal state
+    return Pairs(states[acting], states[after[acting]], kind[acting])
+
+
+def episode_pairs(layout: Layout, tables: FeatureTables, episode: Episode) -> Pairs:
+    """Features of every state of a recorded episode and of the state after it."""
+    states = features(tables, States(episode.cells, episode.golds, episode.lever))
+    kind = np.full(len(states) - 1, GOES_ON, np.int8)
+    if layout.cells.ravel()[episode.cells[-1]] in (EXIT, HAZARD):
+        kind[-1] = ENDS
+    return Pairs(states[:-1], states[1:], kind)
+
+
+def _lever_cell(layout: Layout) -> int:
+    lever = np.flatnonzero(layout.cells.ravel() == LEVER)
+    return int(lever[0]) if len(lever) else -1
+
+
+@njit(cache=True, nogil=True)
+def _path_features(
+    tables: FeatureTables, starts: States, paths: Paths, gold_index: np.ndarray, lever_cell: int, out: np.ndarray
+) -> None:
+    cells, _, steps, _ = paths
+    row = 0
+    for k in range(len(steps)):
+        golds = starts.golds[k].copy()
+        lever = starts.lever[k]
+        for t in range(steps[k] + 1):
+            s = cells[k, t]
+            if gold_index[s] >= 0:
+                golds[gold_index[s]] = False
+            if s == lever_cell:
+                lever = True
+            add_features(tables, s, golds, lever, 1.0, out[row])
+            row += 1
+
+
 @dataclass(frozen=True)
 class _EmbeddingJob:
     embedder: Embedder
-    actions: np.ndarray  # int8 (policies of the layout, S)
-    rows: pd.Index  # their rows in the library
+    library: Library
+    rows: np.ndarray  # of the layout's policies in the library
 
 
 def _embedding_job(library: Library, layout: Layout) -> _EmbeddingJob:
-    settings = library.params.pi2vec
     canonical = _canonical_states(library, layout)
-    rows = library.policies.index[library.policies["seed"] == layout.name]
-    embedder = Embedder(layout, canonical, feature_tables(layout), settings.gamma)
-    return _EmbeddingJob(embedder, library.actions[rows], rows)
+    rows = np.flatnonzero(library.policies["seed"] == layout.name)
+    params = library.params
+    return _EmbeddingJob(
+        Embedder(layout, canonical, feature_tables(layout), params.pi2vec, params.root_seed), library, rows
+    )
 
 
-def _embed_layout(job: _EmbeddingJob) -> np.ndarray:
-    return np.stack([job.embedder.embed(CellPolicy(actions)) for actions in job.actions])
+def _embed_layout(job: _EmbeddingJob) -> Embedded:
+    return _embed(job.embedder, job.library, job.rows)
 
 
-def _write(library: Library, folder: Path, jobs: list[_EmbeddingJob], embedded: list[np.ndarray]) -> None:
-    embeddings = np.empty((len(library.policies), embedded[0].shape[1]))
-    for job, rows in zip(jobs, embedded, strict=True):
-        embeddings[job.rows] = rows
-    np.save(folder / "embeddings.npy", embeddings)
+def _write(library: Library, folder: Path, jobs: list[_EmbeddingJob], embedded: list[Embedded]) -> None:
+    for name, parts in zip(("embeddings", "start_features"), zip(*embedded, strict=True), strict=True):
+        table = np.empty((len(library.policies), parts[0].shape[1]))
+        for job, part in zip(jobs, parts, strict=True):
+            table[job.rows] = part
+        np.save(folder / f"{name}.npy", table)
     canonical = [job.embedder.canonical for job in jobs]
     np.savez_compressed(
         folder / "canonical_states.npz",

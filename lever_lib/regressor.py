@@ -1,74 +1,106 @@
-"""The reward regressor: from a policy's embedding to its return under any reward system.
+"""The reward regressor: from a policy's successor features to its return under any reward system.
 
 The published regressor learns a policy's own return from its embedding alone, so it cannot tell under which reward the
-return is wanted. Here the target is the exactly evaluated return of policy p under reward system r, for all pairs
-(p, r); the input is the embedding of p and the components of r. The model is ridge regression on the standardised
-embedding z, the component indicators c and their products z x c, because returns are linear in what the policy does
-with weights that the components choose.
+return is wanted. Rewards are linear in what happens on the way (`envs.rewards.EVENTS`), so here the model predicts how
+often each event happens; the weights of a reward system then read the return out of it, also for a system that nobody
+trained. The input is psi at the start state, which says what one episode will be like, and the embedding, its mean
+over canonical states; the model is a forest of boosted trees.
 
-Every prediction of a run comes from a model that never saw the layout: one model per layout left out.
+Where the model comes from is `regressor.source`. `study`: from many layouts, none of them the run's own, fitted by
+`./run_all.sh study` and kept in the repository. `library`: from the run's own layouts; then every prediction comes
+from a model that never saw the layout, one model per layout left out.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from lever_lib import library as library_stage
 from lever_lib import pi2vec
-from lever_lib.artifacts import Outputs, Stage
-from lever_lib.envs.rewards import RewardSystem
+from lever_lib.artifacts import MODEL, ROOT, Outputs, Stage, damaged_files, read_manifest, shown
+from lever_lib.envs.features import feature_count
+from lever_lib.envs.gridworld import seed_name
+from lever_lib.envs.rewards import EVENTS, REWARD_SYSTEMS, RewardSystem
+from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.forest import Forest, checked, fit_forest
 from lever_lib.library import Library
-from lever_lib.params import Params
-from lever_lib.pi2vec import Embeddings
+from lever_lib.params import Params, resolved
+from lever_lib.params import Regressor as Settings
+from lever_lib.pi2vec import Embedded, Embeddings
 from lever_lib.queries import QUERIES, QUERY_CLASSES
+
+MODEL_FILE = "regressor.safetensors"
 
 STAGE = Stage(
     name="regressor",
     notebook="03_regressor",
-    files=("models.npz", "predictions.parquet", "cross_validation.csv"),
-    params=("grid", "regressor"),
+    files=("models.safetensors", "predictions.parquet", "cross_validation.csv"),
+    params=("grid", "seeds", "regressor"),
     upstream=(library_stage.STAGE, pi2vec.STAGE),
     module="lever_lib.regressor",
+    outside=lambda outputs: model_hash(outputs),
 )
 
-ALL_LAYOUTS = "all"  # name of the model trained on every layout, for layouts outside the library
-_MODEL, _VARIANT = "ridge", "all"
+ALL_LAYOUTS = "all"  # name of the model that layouts get which no model left out
+TREES = "trees"
+BASELINES = ("median", "median_system", "median_system_stuck")
+STRONGEST = BASELINES[-1]
+SUBSETS = ("all", "not_stuck")
 _DECIMALS = 6  # of predictions: what differs by rounding of the linear algebra alone is a tie, on any machine
-_CLIP = 3.0  # standard deviations: the endless tail of a stuck policy is an outlier that a linear model runs away on
+_FOLDS = 10  # of layouts, for intervals
+
+
+class Medians(NamedTuple):
+    """What a constant would predict: medians of training returns.
+
+    Attributes:
+        overall: float64 ().
+        system: by trained reward system, float64 (R,), in the order of `REWARD_SYSTEMS`.
+        stuck: by stuck flag and reward system, float64 (2, R).
+    """
+
+    overall: np.ndarray
+    system: np.ndarray
+    stuck: np.ndarray
+
+    def predict(self, table: Table) -> dict[str, np.ndarray]:
+        """Predicted returns by name of the baseline, float64 (P, R)."""
+        shape, flags = table.returns.shape, table.stuck.astype(int)
+        guesses = (np.full(shape, self.overall), np.tile(self.system, (shape[0], 1)), self.stuck[flags])
+        return dict(zip(BASELINES, guesses, strict=True))
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A fitted model: y = bias + z . a + c . b + z' W c with z = (embedding - mean) / scale, clipped.
+    """A fitted model.
 
     Attributes:
-        mean: float64 (D,).
-        scale: float64 (D,).
-        weights: float64 (D + 1, C + 1); W bordered by a (last column), b (last row) and the bias (corner).
-        half_width: of the prediction interval at the params' `interval_level`.
+        forest: from psi at the start and the embedding (2 D inputs) to event counts (E outputs).
+        half_widths: of the prediction interval at the params' `interval_level`, by trained reward system.
+        medians: baselines of the same training data.
     """
 
-    mean: np.ndarray
-    scale: np.ndarray
-    weights: np.ndarray
-    half_width: float
+    forest: Forest
+    half_widths: dict[str, float]
+    medians: Medians
 
-    def predict(self, embeddings: np.ndarray, indicator: np.ndarray) -> np.ndarray:
-        """Predicted returns under one reward system, float64 (B,).
+    def predict(self, embedded: Embedded, system: RewardSystem) -> np.ndarray:
+        """Predicted returns of B embedded policies under one reward system, float64 (B,)."""
+        return np.round(self.forest.predict(inputs_of(embedded)) @ system.weights, _DECIMALS)
 
-        Args:
-            embeddings: float (B, D).
-            indicator: active components, float (C,).
-        """
-        z = _standardise(embeddings, self.mean, self.scale)
-        direction = self.weights @ np.append(indicator, 1.0)
-        return np.round(z @ direction[:-1] + direction[-1], _DECIMALS)
+    def half_width(self, system: RewardSystem) -> float:
+        """Half of the prediction interval's width; of a system that nobody trained, the widest of all."""
+        return self.half_widths.get(system.name, max(self.half_widths.values()))
 
 
 @dataclass(frozen=True)
@@ -76,9 +108,10 @@ class Regressor:
     """The models of a spec, read from their files.
 
     Attributes:
-        models: by the layout left out; `ALL_LAYOUTS` for the one that saw all.
-        predictions: one row per (policy, reward system): return, out-of-fold prediction and interval.
-        cross_validation: one row per model, held-out layout and subset.
+        models: by the layout left out; `ALL_LAYOUTS` for all others.
+        predictions: one row per (policy, reward system): return, prediction by a model that never saw the layout, and
+            interval.
+        cross_validation: one row per model, layout and subset.
     """
 
     models: dict[str, Predictor]
@@ -86,45 +119,264 @@ class Regressor:
     cross_validation: pd.DataFrame
 
     def for_layout(self, seed: str) -> Predictor:
-        """The model that never saw a layout."""
+        """A model that never saw a layout."""
         return self.models.get(seed, self.models[ALL_LAYOUTS])
 
-    def predict(self, seed: str, embeddings: np.ndarray, system: RewardSystem) -> np.ndarray:
+    def predict(self, seed: str, embedded: Embedded, system: RewardSystem) -> np.ndarray:
         """Predicted returns of embedded policies of a layout under `system`, float64 (B,)."""
-        return self.for_layout(seed).predict(embeddings, system.indicator)
+        return self.for_layout(seed).predict(embedded, system)
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the regressor learns from: P policies under R reward systems.
+    """What a regressor learns from and is judged by: P policies under R reward systems.
 
     Attributes:
-        embeddings: float64 (P, D).
-        indicators: float64 (R, C).
-        returns: exact, float64 (P, R).
-        layouts: seed name of each policy, (P,).
-        stuck: bool (P,).
+        policies: one row per policy: `seed, setup, library, stuck`.
+        embedded: their embeddings and psi at the start.
+        counts: events of their episodes, float64 (P, E).
+        systems: R reward systems.
     """
 
-    embeddings: np.ndarray
-    indicators: np.ndarray
-    returns: np.ndarray
-    layouts: np.ndarray
-    stuck: np.ndarray
+    policies: pd.DataFrame
+    embedded: Embedded
+    counts: np.ndarray
+    systems: tuple[RewardSystem, ...]
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        """Exact returns, float64 (P, R)."""
+        return read_out(self.counts, self.systems)
+
+    @property
+    def layouts(self) -> np.ndarray:
+        """Name of each policy's layout, (P,)."""
+        return self.policies["seed"].to_numpy()
+
+    @property
+    def stuck(self) -> np.ndarray:
+        """Whether a policy gets stuck, bool (P,)."""
+        return self.policies["stuck"].to_numpy()
 
     def rows(self, mask: np.ndarray) -> Table:
         """The policies where `mask` is True."""
-        picked = (part[mask] for part in (self.embeddings, self.returns, self.layouts, self.stuck))
-        embeddings, returns, layouts, stuck = picked
-        return Table(embeddings, self.indicators, returns, layouts, stuck)
+        embedded = Embedded(*(part[mask] for part in self.embedded))
+        return Table(self.policies[mask].reset_index(drop=True), embedded, self.counts[mask], self.systems)
+
+
+def inputs_of(embedded: Embedded) -> np.ndarray:
+    """What a model reads of B policies, float32 (B, 2 D): psi at the start, then the embedding."""
+    return np.hstack([embedded.start, embedded.mean]).astype(np.float32)
+
+
+def read_out(counts: np.ndarray, systems: Sequence[RewardSystem]) -> np.ndarray:
+    """Returns under R reward systems of what events come to, float64 (P, R)."""
+    return np.round(counts @ np.stack([system.weights for system in systems]).T, _DECIMALS)
+
+
+def training_table(library: Library, embeddings: Embeddings) -> Table:
+    """Embeddings and events of every policy of a library, under every trained reward system."""
+    columns = ["seed", "setup", "library", "stuck"]
+    systems = tuple(library.systems.values())
+    return Table(library.policies[columns], embeddings.embedded, library.event_counts, systems)
+
+
+def fit(table: Table, settings: Settings) -> Predictor:
+    """A model without interval; `calibrated` adds it."""
+    forest = fit_forest(inputs_of(table.embedded), table.counts, settings.trees, settings.leaves)
+    return Predictor(forest, {}, medians(table))
+
+
+def predict_all(predictor: Predictor, table: Table) -> np.ndarray:
+    """Predicted returns of all policies of `table` under all its reward systems, float64 (P, R)."""
+    return read_out(predictor.forest.predict(inputs_of(table.embedded)), table.systems)
+
+
+def medians(table: Table) -> Medians:
+    """Baselines of training data; where no policy is stuck, or all are, the flag says nothing."""
+    system = np.median(table.returns, axis=0)
+    by_flag = [table.returns[table.stuck == flag] for flag in (False, True)]
+    stuck = np.stack([np.median(part, axis=0) if len(part) else system for part in by_flag])
+    return Medians(np.median(table.returns), system, stuck)
+
+
+def out_of_fold(table: Table, settings: Settings) -> np.ndarray:
+    """Predictions of each policy by a model that did not see its layout, float64 (P, R)."""
+    names = np.unique(table.layouts)
+    predicted = np.empty_like(table.returns)
+    for fold in range(min(_FOLDS, len(names))):
+        held_out = np.isin(table.layouts, names[fold::_FOLDS])
+        predicted[held_out] = predict_all(fit(table.rows(~held_out), settings), table.rows(held_out))
+    return predicted
+
+
+def half_widths(table: Table, predicted: np.ndarray, level: float) -> dict[str, float]:
+    """Half-width of a prediction interval per reward system: a quantile of absolute errors on layouts left out.
+
+    Source: split conformal prediction, with layouts as groups (Vovk et al., 2005; Dunn et al., 2022).
+    """
+    errors = np.abs(table.returns - predicted)
+    rank = min(1.0, level * (1 + 1 / len(errors)))
+    widths = np.quantile(errors, rank, axis=0, method="higher")
+    return {system.name: float(width) for system, width in zip(table.systems, widths, strict=True)}
+
+
+def calibrated(predictor: Predictor, table: Table, predicted: np.ndarray, level: float) -> Predictor:
+    """`predictor` with the interval that errors on other layouts ask for."""
+    return Predictor(predictor.forest, half_widths(table, predicted, level), predictor.medians)
+
+
+def scores(
+    table: Table, predicted: np.ndarray, groups: list[tuple[np.ndarray, int]], asked: np.ndarray | None = None
+) -> dict[str, float]:
+    """How well returns are predicted.
+
+    Args:
+        table: the true returns.
+        predicted: float (P, R).
+        groups: per query and layout, which policies are its candidates (positions) and the column of its system.
+        asked: which pairs count for all but the ranking, bool (P, R); by default all.
+
+    Returns:
+        `mae`; `nmae`, the same over the mean absolute return; `r2`, the mean over reward systems of R^2 within each;
+        `spearman`, the mean rank correlation over groups; `groups`, `constant_groups`: those that were ranked, and
+        those whose returns are all alike so that there is nothing to rank; `rows`. A prediction that is constant where
+        returns are not ranks nothing: 0. What is not defined is nan.
+    """
+    from scipy.stats import spearmanr
+
+    true = table.returns
+    asked = np.ones(true.shape, bool) if asked is None else asked
+    errors = np.where(asked, true - predicted, 0)
+    count = asked.sum(axis=0)
+    mean = np.where(asked, true, 0).sum(axis=0) / np.maximum(count, 1)
+    spread = (np.where(asked, true - mean, 0) ** 2).sum(axis=0)
+    defined = spread > 1e-9
+    r2 = 1 - (errors**2).sum(axis=0)[defined] / spread[defined]
+    ranks, constant = [], 0
+    for candidates, column in groups:
+        y, guess = true[candidates, column], predicted[candidates, column]
+        if len(y) < 2 or np.ptp(y) <= 1e-9:
+            constant += 1
+        else:
+            ranks.append(spearmanr(y, guess).statistic if np.ptp(guess) > 1e-9 else 0.0)
+    mae = np.abs(errors).sum() / asked.sum() if asked.any() else np.nan
+    return {
+        "r2": float(np.mean(r2)) if len(r2) else np.nan,
+        "mae": float(mae),
+        "nmae": float(mae / np.abs(true[asked]).mean()) if asked.any() else np.nan,
+        "spearman": float(np.mean(ranks)) if ranks else np.nan,
+        "groups": len(ranks),
+        "constant_groups": constant,
+        "rows": int(asked.sum()),
+    }
+
+
+def candidate_groups(table: Table) -> list[tuple[np.ndarray, int]]:
+    """Candidates of each published query in each layout (positions), and the column of the query's reward system."""
+    columns = [system.name for system in table.systems]
+    groups = []
+    for query in QUERIES:
+        allowed = table.policies["setup"].isin(QUERY_CLASSES[query.query_class].setups).to_numpy()
+        for seed in np.unique(table.layouts):
+            candidates = np.flatnonzero(allowed & (table.layouts == seed))
+            if len(candidates):
+                groups.append((candidates, columns.index(query.setup)))
+    return groups
+
+
+SCORE_COLUMNS = [
+    *("model", "variant", "split", "subset", "r2", "mae", "nmae", "spearman", "baseline_nmae", "coverage"),
+    *("interval_level", "rows", "groups", "constant_groups"),
+]
+
+
+def score_rows(
+    table: Table,
+    predicted: dict[str, np.ndarray],
+    covered: dict[str, np.ndarray],
+    level: float,
+    variant: str = "all",
+    splits: Sequence[str] | None = None,
+    asked: dict[str, np.ndarray] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of a score table: every model on every split and subset.
+
+    Args:
+        table: of layouts that the models never saw.
+        predicted: by model, float (P, R); must hold the baselines.
+        covered: by model with intervals, whether the return lies within, bool (P, R).
+        level: nominal coverage.
+        variant: what to call the policies of the table.
+        splits: layouts to score one by one; by default all of them. All together are scored in any case.
+        asked: by model, the pairs that it can be asked about, bool (P, R); by default all.
+    """
+    rows = []
+    for split in [*(np.unique(table.layouts) if splits is None else splits), ALL_LAYOUTS]:
+        for subset in SUBSETS:
+            mask = np.ones(len(table.layouts), bool) if split == ALL_LAYOUTS else table.layouts == split
+            mask = mask & ~table.stuck if subset == "not_stuck" else mask
+            part = table.rows(mask)
+            groups = candidate_groups(part)
+            for model, guess in predicted.items():
+                pairs = (asked or {}).get(model, np.ones(table.returns.shape, bool))[mask]
+                baseline = scores(part, predicted[STRONGEST][mask], [], pairs)["nmae"]
+                found = scores(part, guess[mask], groups, pairs)
+                inside = {"coverage": np.nan, "interval_level": np.nan}
+                if model in covered and mask.any():
+                    inside = {"coverage": covered[model][mask].mean(), "interval_level": level}
+                about = {"model": model, "variant": variant, "split": split, "subset": subset}
+                rows.append(about | found | {"baseline_nmae": baseline} | inside)
+    return rows
+
+
+def score_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, its columns in order."""
+    return pd.DataFrame(rows)[SCORE_COLUMNS].round(6)
 
 
 def build_regressor(library: Library, embeddings: Embeddings, outputs: Outputs, overwrite: bool = False) -> Regressor:
-    """Fit and cross-validate, unless the files on disk are whole and up to date."""
+    """Fit or take over the models and judge them on the run's layouts, unless the files are whole and up to date."""
     if overwrite or not outputs.fresh(STAGE):
+        params, table = library.params, training_table(library, embeddings)
+        if params.regressor.source == "study":
+            models, predicted = _from_study(table, outputs)
+        else:
+            models, predicted = leave_one_out(table, params.regressor)
         with outputs.writing(STAGE) as folder:
-            _write(library, training_table(library, embeddings), library.params, folder)
+            _write(library, table, models, predicted, folder)
     return load_regressor(outputs)
+
+
+def _from_study(table: Table, outputs: Outputs) -> tuple[dict[str, Predictor], dict[str, np.ndarray]]:
+    """The study's model, and what it and its baselines predict."""
+    predictor = load_model(outputs).predictor
+    predicted = {TREES: predict_all(predictor, table)} | predictor.medians.predict(table)
+    return {ALL_LAYOUTS: predictor}, predicted
+
+
+def leave_one_out(table: Table, settings: Settings) -> tuple[dict[str, Predictor], dict[str, np.ndarray]]:
+    """One model per layout left out and one of all, and what those that left it out predict of each layout.
+
+    The interval of a layout comes from the errors on the other layouts.
+    """
+    names = np.unique(table.layouts)
+    fitted = {name: fit(table.rows(table.layouts != name), settings) for name in names} | {
+        ALL_LAYOUTS: fit(table, settings)
+    }
+    predicted: dict[str, np.ndarray] = {}
+    for name in names:
+        held_out = table.layouts == name
+        part = table.rows(held_out)
+        guesses = {TREES: predict_all(fitted[name], part)} | fitted[name].medians.predict(part)
+        for model, guess in guesses.items():
+            predicted.setdefault(model, np.empty_like(table.returns))[held_out] = guess
+    models = {}
+    for name, predictor in fitted.items():
+        others = table.layouts != name
+        guesses = predicted[TREES][others]
+        models[name] = calibrated(predictor, table.rows(others), guesses, settings.interval_level)
+    return models, predicted
 
 
 def load_regressor(outputs: Outputs) -> Regressor:
@@ -134,214 +386,164 @@ def load_regressor(outputs: Outputs) -> Regressor:
         MissingArtifactError: if they are absent, damaged or out of date.
     """
     folder = outputs.require(STAGE)
-    with np.load(folder / "models.npz") as stored:
-        parts = zip(*(stored[name] for name in ("held_out", "mean", "scale", "weights", "half_width")), strict=True)
-        models = {str(name): Predictor(mean, scale, w, float(half)) for name, mean, scale, w, half in parts}
+    models, _ = read_models(folder / STAGE.files[0], outputs.params)
     table = pd.read_csv(folder / "cross_validation.csv", dtype={"split": str})
     return Regressor(models, pd.read_parquet(folder / "predictions.parquet"), table)
 
 
-def training_table(library: Library, embeddings: Embeddings) -> Table:
-    """Embeddings and exact returns of every policy under every trained reward system."""
-    return Table(
-        embeddings=embeddings.embeddings,
-        indicators=np.stack([system.indicator for system in library.systems.values()]),
-        returns=library.returns,
-        layouts=library.policies["seed"].to_numpy(),
-        stuck=library.policies["stuck"].to_numpy(),
-    )
-
-
-def fit(table: Table, penalty: float) -> Predictor:
-    """Ridge on (z, c, z x c), every column standardised; the penalty is scikit-learn's `alpha`.
-
-    The interval is left open; `calibrate` closes it.
-    """
-    # Here and below: whoever only predicts, like the workers of an experiment, does without 100 MB of these packages.
-    from sklearn.linear_model import Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(table.embeddings)
-    z = _standardise(table.embeddings, scaler.mean_, scaler.scale_)
-    policies, systems = table.returns.shape
-    bordered_z = np.hstack([z, np.ones((policies, 1))])
-    bordered_c = np.hstack([table.indicators, np.ones((systems, 1))])
-    design = np.einsum("pd,rc->prdc", bordered_z, bordered_c).reshape(policies * systems, -1)
-    with threadpool_limits(1):  # another number of threads adds in another order: same params, same bytes
-        model = make_pipeline(StandardScaler(), Ridge(alpha=penalty)).fit(design, table.returns.ravel())
-    columns, ridge = model[0], model[1]
-    weights = ridge.coef_ / columns.scale_
-    weights[-1] = ridge.intercept_ - weights @ columns.mean_  # the last column is constant: it carries the bias
-    shape = (bordered_z.shape[1], bordered_c.shape[1])
-    return Predictor(scaler.mean_, scaler.scale_, weights.reshape(shape), np.inf)
-
-
-def _standardise(embeddings: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return np.clip((embeddings - mean) / scale, -_CLIP, _CLIP)
-
-
-def predict_all(predictor: Predictor, table: Table) -> np.ndarray:
-    """Predicted returns of all policies of `table` under all its reward systems, float64 (P, R)."""
-    return np.stack([predictor.predict(table.embeddings, row) for row in table.indicators], axis=1)
-
-
-def calibrate(table: Table, penalty: float, level: float) -> float:
-    """Half-width of a prediction interval: a quantile of the absolute errors on layouts left out in turn.
-
-    Source: split conformal prediction, with layouts as groups (Vovk et al., 2005; Dunn et al., 2022).
-    """
-    errors = []
-    for name in np.unique(table.layouts):
-        held_out = table.layouts == name
-        part = table.rows(held_out)
-        errors.append(np.abs(part.returns - predict_all(fit(table.rows(~held_out), penalty), part)).ravel())
-    pooled = np.concatenate(errors)
-    rank = min(1.0, level * (1 + 1 / len(pooled)))
-    return float(np.quantile(pooled, rank, method="higher"))
-
-
-def baselines(train: Table, test: Table) -> dict[str, np.ndarray]:
-    """What a constant would predict, float64 (P, R): the median overall, per reward system, and with stuck flag."""
-    systems = train.returns.shape[1]
-    per_system = np.tile(np.median(train.returns, axis=0), (len(test.returns), 1))
-    with_flag = per_system.copy()
-    for flag in (False, True):
-        if (train.stuck == flag).any():
-            with_flag[test.stuck == flag] = np.median(train.returns[train.stuck == flag], axis=0)
-    return {
-        "median": np.full((len(test.returns), systems), np.median(train.returns)),
-        "median_system": per_system,
-        "median_system_stuck": with_flag,
-    }
-
-
-def scores(table: Table, predicted: np.ndarray, groups: list[tuple[np.ndarray, int]]) -> dict[str, float]:
-    """How well returns are predicted: `r2`, `mae`, `nmae`, `spearman`, `rows`.
-
-    Args:
-        table: the true returns.
-        predicted: float (P, R).
-        groups: per query and layout, which policies are its candidates (bool (P,)) and the column of its system.
-
-    Returns:
-        `r2` is the mean over reward systems of R^2 within each; `spearman` the mean over groups. Where returns or
-        predictions are constant neither is defined, and the system or group does not count; nan if none is left.
-    """
-    from scipy.stats import spearmanr
-
-    true = table.returns
-    errors = true - predicted
-    spread = ((true - true.mean(axis=0)) ** 2).sum(axis=0)
-    defined = spread > 1e-9
-    r2 = 1 - (errors**2).sum(axis=0)[defined] / spread[defined]
-    ranks = []
-    for candidates, column in groups:
-        y, guess = true[candidates, column], predicted[candidates, column]
-        if len(y) > 1 and np.ptp(y) > 1e-9 and np.ptp(guess) > 1e-9:
-            ranks.append(spearmanr(y, guess).statistic)
-    mae = np.abs(errors).mean()
-    return {
-        "r2": float(np.mean(r2)) if len(r2) else np.nan,
-        "mae": float(mae),
-        "nmae": float(mae / np.abs(true).mean()),
-        "spearman": float(np.mean(ranks)) if ranks else np.nan,
-        "rows": true.size,
-    }
-
-
-def cross_validate(library: Library, table: Table) -> tuple[pd.DataFrame, dict[str, Predictor], np.ndarray]:
-    """Leave one layout out in turn.
-
-    Returns:
-        The score table, a calibrated model per layout left out, and the out-of-fold predictions (P, R).
-    """
-    settings = library.params.regressor
-    predicted = {_MODEL: np.empty_like(table.returns)}
-    models: dict[str, Predictor] = {}
-    half_widths = np.empty(len(table.returns))
-    for name in np.unique(table.layouts):
-        held_out = table.layouts == name
-        train, test = table.rows(~held_out), table.rows(held_out)
-        half_width = calibrate(train, settings.ridge_penalty, settings.interval_level)
-        fitted = fit(train, settings.ridge_penalty)
-        models[name] = Predictor(fitted.mean, fitted.scale, fitted.weights, half_width)
-        half_widths[held_out] = half_width
-        guesses = {_MODEL: predict_all(models[name], test), **baselines(train, test)}
-        for model, guess in guesses.items():
-            predicted.setdefault(model, np.empty_like(table.returns))[held_out] = guess
-    return _score_table(library, table, predicted, half_widths), models, predicted[_MODEL]
-
-
-def _score_table(
-    library: Library, table: Table, predicted: dict[str, np.ndarray], half_widths: np.ndarray
-) -> pd.DataFrame:
-    columns = list(library.systems)
-    rows = []
-    for model, split, subset in _product(predicted, [*np.unique(table.layouts), ALL_LAYOUTS], ("all", "not_stuck")):
-        mask = np.ones(len(table.layouts), bool) if split == ALL_LAYOUTS else table.layouts == split
-        if subset == "not_stuck":
-            mask = mask & ~table.stuck
-        part = table.rows(mask)
-        groups = _candidate_groups(library, mask, columns)
-        baseline = scores(part, predicted["median_system_stuck"][mask], [])["nmae"]
-        covered = np.abs(part.returns - predicted[model][mask]) <= half_widths[mask, None]
-        found = scores(part, predicted[model][mask], groups)
-        rows.append(
-            {
-                "model": model,
-                "variant": _VARIANT,
-                "split": split,
-                "subset": subset,
-                **{name: found[name] for name in ("r2", "mae", "nmae", "spearman")},
-                "baseline_nmae": baseline,
-                "coverage": covered.mean() if model == _MODEL else np.nan,
-                "interval_level": library.params.regressor.interval_level if model == _MODEL else np.nan,
-                "rows": found["rows"],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _product(models: dict[str, np.ndarray], splits: list[str], subsets: tuple[str, ...]) -> list[tuple[str, str, str]]:
-    return list(chain.from_iterable(((m, s, subset) for s in splits for subset in subsets) for m in models))
-
-
-def _candidate_groups(library: Library, mask: np.ndarray, columns: list[str]) -> list[tuple[np.ndarray, int]]:
-    """Candidates of each published query in each layout, among the policies where `mask` is True."""
-    policies = library.policies[mask]
-    groups = []
-    for query in QUERIES:
-        allowed = policies["setup"].isin(QUERY_CLASSES[query.query_class].setups)
-        for seed in policies["seed"].unique():
-            groups.append(((allowed & (policies["seed"] == seed)).to_numpy(), columns.index(query.setup)))
-    return groups
-
-
-def _write(library: Library, table: Table, params: Params, folder: Path) -> None:
-    score_table, models, predicted = cross_validate(library, table)
-    score_table.round(6).to_csv(folder / "cross_validation.csv", index=False)
-    settings = params.regressor
-    half_width = calibrate(table, settings.ridge_penalty, settings.interval_level)
-    seen_all = fit(table, settings.ridge_penalty)
-    models[ALL_LAYOUTS] = Predictor(seen_all.mean, seen_all.scale, seen_all.weights, half_width)
-    np.savez(
-        folder / "models.npz",
-        held_out=np.array(list(models)),
-        mean=np.stack([model.mean for model in models.values()]),
-        scale=np.stack([model.scale for model in models.values()]),
-        weights=np.stack([model.weights for model in models.values()]),
-        half_width=np.array([model.half_width for model in models.values()]),
-    )
-    half_widths = np.array([models[name].half_width for name in table.layouts])[:, None]
+def _write(
+    library: Library,
+    table: Table,
+    models: dict[str, Predictor],
+    predicted: dict[str, np.ndarray],
+    folder: Path,
+) -> None:
+    write_models(models, {"spec": library.spec}, folder / STAGE.files[0])
+    used = [models.get(name, models[ALL_LAYOUTS]) for name in table.layouts]
+    widths = np.array([[model.half_width(system) for system in table.systems] for model in used])
+    guess = predicted[TREES]
+    covered = {TREES: np.abs(table.returns - guess) <= widths}
+    level = library.params.regressor.interval_level
+    score_table(score_rows(table, predicted, covered, level)).to_csv(folder / "cross_validation.csv", index=False)
     pairs = pd.MultiIndex.from_product([library.policies["policy_id"], list(library.systems)])
     pd.DataFrame(
         {
             "policy_id": pairs.get_level_values(0),
             "setup": pairs.get_level_values(1),
             "return": table.returns.ravel(),
-            "predicted": predicted.ravel(),
-            "lower": (predicted - half_widths).ravel(),
-            "upper": (predicted + half_widths).ravel(),
+            "predicted": guess.ravel(),
+            "lower": (guess - widths).ravel(),
+            "upper": (guess + widths).ravel(),
         }
     ).to_parquet(folder / "predictions.parquet", index=False)
+
+
+def write_models(models: dict[str, Predictor], about: dict[str, Any], path: Path) -> None:
+    """Write models as safetensors: arrays and a few words, nothing that could be run.
+
+    Args:
+        models: by name.
+        about: what else to remember, as JSON can say it.
+        path: of the file.
+    """
+    tensors = {}
+    for name, model in models.items():
+        parts = model.forest._asdict() | model.medians._asdict()
+        parts["half_widths"] = np.array([model.half_widths[system] for system in REWARD_SYSTEMS])
+        tensors |= {f"{name}/{part}": np.atleast_1d(array) for part, array in parts.items()}
+    # A single entry: several would be written in any order, and the same model must be the same bytes.
+    facts = {"models": list(models), "systems": list(REWARD_SYSTEMS), "events": list(EVENTS), **about}
+    save_file(tensors, path, {"about": json.dumps(facts, sort_keys=True)})
+
+
+def read_models(path: Path, params: Params) -> tuple[dict[str, Predictor], dict[str, Any]]:
+    """Models and what else was remembered.
+
+    Raises:
+        MissingArtifactError: if the file is absent, or holds anything but models for the grid of `params`.
+    """
+    try:
+        with safe_open(path, "numpy") as stored:
+            about = json.loads(stored.metadata()["about"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a mapping
+        systems = about["systems"]
+        if about["events"] != list(EVENTS):
+            raise LeverError("it is of other events")
+        models = {}
+        for name in about["models"]:
+            parts = {part: tensors.pop(f"{name}/{part}") for part in (*Forest._fields, *Medians._fields, "half_widths")}
+            forest = checked(
+                Forest(*(parts[part] for part in Forest._fields)), 2 * feature_count(params.grid.size), len(EVENTS)
+            )
+            known = len(systems)
+            shapes = {"half_widths": (known,), "overall": (1,), "system": (known,), "stuck": (2, known)}
+            for part, shape in shapes.items():
+                if parts[part].shape != shape or not np.isfinite(parts[part]).all():
+                    raise LeverError(f"{part}: must be {shape} finite numbers")
+            widths = dict(zip(systems, parts["half_widths"].tolist(), strict=True))
+            models[name] = Predictor(forest, widths, _medians_now(parts, systems))
+        if tensors or ALL_LAYOUTS not in models:
+            raise LeverError("it holds other things")
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{shown(path)} is missing") from None
+    except (SafetensorError, LeverError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MissingArtifactError(f"{shown(path)}: no regressor can be read from it ({error})") from None
+    return models, about
+
+
+def _medians_now(parts: dict[str, np.ndarray], systems: list[str]) -> Medians:
+    """Stored medians in the order of `REWARD_SYSTEMS`; of a system that is new since then, the overall one."""
+    overall = parts["overall"][0]
+    known = dict(zip(systems, np.vstack([parts["system"], parts["stuck"]]).T, strict=True))
+    now = np.stack([known.get(name, np.full(3, overall)) for name in REWARD_SYSTEMS], axis=1)
+    return Medians(overall, now[0], now[1:])
+
+
+@dataclass(frozen=True)
+class StudyModel:
+    """The model that a study fitted.
+
+    Attributes:
+        predictor: it.
+        layouts: names of those it was fitted on.
+        path: of its file.
+    """
+
+    predictor: Predictor
+    layouts: tuple[str, ...]
+    path: Path
+
+
+def model_facts(params: Params) -> dict[str, Any]:
+    """What a model must share with the policies it judges."""
+    settings = resolved(params)
+    return {"grid": settings["grid"], "gamma": settings["pi2vec"]["gamma"]}
+
+
+def _find_model(outputs: Outputs) -> tuple[Path, str] | None:
+    """The study's model, the run's own before the one that came with the repository, and its checksum."""
+    for folder in (outputs.folder, ROOT / "outputs" / outputs.spec):
+        entry = read_manifest(folder).get(MODEL)
+        name = f"{MODEL}/{MODEL_FILE}"
+        if entry and name in entry["files"]:
+            if damaged_files(folder, {"files": {name: entry["files"][name]}}):
+                raise MissingArtifactError(
+                    f"{shown(folder / name)} is missing or damaged; run ./run_all.sh study {outputs.spec}, "
+                    "or take it from git"
+                )
+            return folder / name, entry["files"][name]
+    return None
+
+
+def model_hash(outputs: Outputs) -> str | None:
+    """Checksum of the study's model, if the run uses it and there is one."""
+    found = _find_model(outputs) if outputs.params.regressor.source == "study" else None
+    return found and found[1]
+
+
+def load_model(outputs: Outputs) -> StudyModel:
+    """The model that the study of a spec fitted.
+
+    Raises:
+        MissingArtifactError: if there is none, or it is damaged.
+        LeverError: if it is of another world, or saw one of the run's layouts.
+    """
+    spec, params = outputs.spec, outputs.params
+    found = _find_model(outputs)
+    way_out = f"run ./run_all.sh study {spec}, or set regressor.source to library in params/{spec}.yaml"
+    if found is None:
+        raise MissingArtifactError(f"regressor.source = study: {spec} has no model yet; {way_out}")
+    path, _ = found
+    models, about = read_models(path, params)
+    wanted = model_facts(params)
+    different = [key for key, value in wanted.items() if about.get(key) != value]
+    if different:
+        raise LeverError(f"regressor.source = study: {shown(path)} was fitted with another {different[0]}; {way_out}")
+    layouts = tuple(about.get("layouts", ()))
+    seen = {seed_name(seed) for seed in params.seeds} & set(layouts)
+    if seen:
+        raise LeverError(
+            f"seeds: the model of regressor.source = study was fitted on layout {min(seen)}; choose other seeds, "
+            f"or set regressor.source to library in params/{spec}.yaml"
+        )
+    return StudyModel(models[ALL_LAYOUTS], layouts, path)

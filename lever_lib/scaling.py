@@ -13,13 +13,14 @@ from tqdm import tqdm
 from lever_lib.composition import METHODS, Pool
 from lever_lib.envs.features import feature_count, feature_tables
 from lever_lib.envs.gridworld import States, make_layout
-from lever_lib.envs.rewards import COMPONENTS, SINGLE_OBJECTIVES, reward_system
+from lever_lib.envs.rewards import COMPONENTS, EVENTS, REWARD_SYSTEMS, SINGLE_OBJECTIVES, reward_system
+from lever_lib.forest import Forest
 from lever_lib.library import training_jobs
 from lever_lib.params import Grid, Params
 from lever_lib.pi2vec import Embedder
 from lever_lib.policies.base import CellPolicy
 from lever_lib.policies.tabular import train
-from lever_lib.regressor import Predictor
+from lever_lib.regressor import Medians, Predictor
 from lever_lib.rollout import Policy
 from lever_lib.seeding import stream
 from lever_lib.strategies import choices, combinations
@@ -89,8 +90,28 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
 
 def indifferent(size: int) -> Predictor:
     """A predictor that costs what any costs on a grid of `size`, and predicts 0."""
-    width, height = feature_count(size), len(COMPONENTS)
-    return Predictor(np.zeros(width), np.ones(width), np.zeros((width + 1, height + 1)), np.inf)
+    trees, inner, outputs = 60 * len(EVENTS), 15, len(EVENTS)  # complete, of depth 4
+    nodes = np.arange(trees * (2 * inner + 1), dtype=np.int32)
+    place = nodes % (2 * inner + 1)
+    below = np.where(place < inner, nodes + place + 1, 0).astype(np.int32)
+    feature = np.where(place < inner, place % (2 * feature_count(size)), -1).astype(np.int16)
+    zeros = np.zeros(len(nodes))
+    forest = Forest(
+        np.zeros(outputs),
+        nodes[place == 0],
+        np.arange(trees, dtype=np.int16) % outputs,
+        feature,
+        zeros,
+        below,
+        below + (place < inner),
+        zeros,
+    )
+    known = len(REWARD_SYSTEMS)
+    return Predictor(
+        forest,
+        dict.fromkeys(REWARD_SYSTEMS, np.inf),
+        Medians(np.zeros(()), np.zeros(known), np.zeros((2, known))),
+    )
 
 
 def _resized(params: Params, size: int) -> Params:
@@ -121,7 +142,7 @@ def hard_question(params: Params, snapshots: tuple[float, ...]) -> tuple[Pool, E
     )
     picks = stream(params.root_seed, "scaling").choice(len(cells), params.pi2vec.canonical_states)
     canonical = States(cells[picks], golds[picks], lever[picks])
-    embedder = Embedder(layout, canonical, feature_tables(layout), params.pi2vec.gamma)
+    embedder = Embedder(layout, canonical, feature_tables(layout), params.pi2vec, params.root_seed)
     system = reward_system("-".join(COMPONENTS), params.grid.legacy_gold_exit)
     q_tables, visits = (np.stack([getattr(record, name) for record in records]) for name in ("q_table", "visits"))
     pool = Pool(layout, system, q_tables, visits.astype(np.int32), params.sarsa.alpha)

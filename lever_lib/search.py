@@ -81,7 +81,7 @@ class Retriever:
                 f"no policy of library {scope.library} and seed {scope.seed} was trained for {', '.join(scope.setups)}"
             )
         sentence_of = self.index.postings["sentence_id"].to_numpy()[rows]
-        predicted = self.regressor.predict(scope.seed, self.embeddings.embeddings[rows], system)
+        predicted = self.regressor.predict(scope.seed, self.embeddings.rows(rows), system)
         names = self.library.policies["policy_id"].to_numpy()[rows]
         energy = self.library.timings[["energy_joules", "energy_label"]].iloc[rows]
         thrift = energy["energy_joules"].fillna(np.inf).to_numpy() if filter_energy else np.zeros(len(rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 from lever_lib.composition import Method, Pool
 from lever_lib.errors import LeverError
@@ -14,6 +14,7 @@ from lever_lib.policies.base import CellPolicy
 from lever_lib.regressor import Predictor
 from lever_lib.rollout import Policy
 
+_TOGETHER = 64  # policies that are embedded and scored at once; a planned one is large
 STRATEGIES = ("targeted", "hybrid", "exhaustive", "library")
 
 
@@ -99,26 +100,37 @@ def choices(
     seconds_compose = seconds_score = 0.0
     best: tuple[float, tuple[int, ...], Policy] | None = None
     known: dict[Hashable, float] = {}
-    for count, members in enumerate(combos, start=1):
-        policy = None
-        started = composed = time.perf_counter()
-        key: Hashable = frozenset(pool.behaviour[member] for member in members) if method.by_behaviour else None
-        if key is None or key not in known:
+    for first, stop in pairwise(_marks(ends)):
+        started = time.perf_counter()
+        new: dict[Hashable, tuple[tuple[int, ...], Policy]] = {}
+        for members in combos[first:stop]:
+            key: Hashable = frozenset(pool.behaviour[member] for member in members) if method.by_behaviour else None
+            if key is not None and (key in known or key in new):
+                continue
             policy = pool.compose(method, members)
+            if watch is not None:
+                paused = time.perf_counter()
+                watch(policy)
+                started += time.perf_counter() - paused
             if isinstance(policy, CellPolicy):
                 key = policy.actions.tobytes()
-            composed = time.perf_counter()
-            value = known.get(key)
-            if value is None:
-                value = float(predictor.predict(embedder.embed(policy)[None], pool.system.indicator)[0])
-            if key is not None:
+            if key not in known:
+                new.setdefault(members if key is None else key, (members, policy))
+        composed = time.perf_counter()
+        if new:
+            embedded = embedder.embed([policy for _, policy in new.values()])
+            values = predictor.predict(embedded, pool.system)
+            for (key, (members, policy)), value in zip(new.items(), values, strict=True):
                 known[key] = value
-            if best is None or value > best[0]:
-                best = value, members, policy
+                if best is None or value > best[0]:
+                    best = value, members, policy
         seconds_compose += composed - started
         seconds_score += time.perf_counter() - composed
-        if watch is not None and policy is not None:
-            watch(policy)
-        if count in ends:
+        if stop in ends:
             value, chosen, winner = best
-            yield Choice(chosen, winner, value, count, seconds_compose, seconds_score)
+            yield Choice(chosen, winner, float(value), stop, seconds_compose, seconds_score)
+
+
+def _marks(ends: Sequence[int]) -> list[int]:
+    """Where to stop and score: at every end, and before too many policies wait."""
+    return sorted({0, *ends, *range(0, ends[-1], _TOGETHER)})

@@ -174,7 +174,7 @@ def test_the_environment_moves_all_outputs(monkeypatch, tmp_path):
         ({"sarsa": Sarsa(gamma=0.98)}, ALL),
         ({"root_seed": 9}, ALL | {"results"}),  # published results are summed up whatever became of the library
         ({"pi2vec": Pi2Vec(gamma=0.9)}, {"pi2vec", "regressor", "composition"}),
-        ({"regressor": Regressor(ridge_penalty=5.0)}, {"regressor", "composition"}),
+        ({"regressor": Regressor(trees=5)}, {"regressor", "composition"}),
         ({"search": Search(candidates=4)}, {"composition"}),
     ],
 )

@@ -213,7 +213,7 @@ def test_same_params_same_bytes_on_one_worker_or_two(smoke, smoke_outputs, smoke
     params = replace(smoke_params, execution=Execution(workers=2))
     build_everything(params, Outputs("smoke", params, tmp_path))
     first, second = digests(smoke_outputs.folder), digests(tmp_path / "smoke")
-    assert len(first) == 23
+    assert len(first) == 24
     assert first == second
 
 

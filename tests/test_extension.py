@@ -305,8 +305,9 @@ def test_a_policy_that_joins_is_embedded_like_the_library(opened):
     q_table = np.random.default_rng(3).normal(size=(36, 4))
     mine = opened.with_policy("tuned", q_table, setup="gold", seed=1)
     embedder = opened.retriever.embeddings.embedder(opened.library.layout(1))
-    expected = embedder.embed(CellPolicy(greedy_actions(q_table)))
-    assert np.array_equal(mine.retriever.embeddings.embeddings[-1], expected)
+    expected = embedder.embed([CellPolicy(greedy_actions(q_table))])
+    assert np.array_equal(mine.retriever.embeddings.embeddings[-1], expected.mean[0])
+    assert np.array_equal(mine.retriever.embeddings.start[-1], expected.start[0])
     again = opened.with_layout("mine", MAP).library
     assert len(again.episodes) == len(again.policies) == len(again.q_tables) == len(again.visits) == len(again.timings)
 

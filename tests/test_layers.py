@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "params", "seeding", "artifacts", "jobs", "energy", "looks", "columns", "pictures"},
     {"envs", "envs.layouts", "envs.rewards", "envs.gridworld", "envs.features", "envs.environment"},
     {"policies", "policies.base", "policies.tabular", "rollout", "planning"},
-    {"library", "pi2vec", "text", "index", "regressor", "decompose", "queries"},
+    {"library", "psi_network", "pi2vec", "forest", "text", "index", "regressor", "decompose", "queries"},
     {"search", "composition", "recipe"},
     {"strategies", "experiment"},
     {"stats", "plots", "report"},

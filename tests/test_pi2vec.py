@@ -1,12 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lever_lib.artifacts import Outputs
 from lever_lib.envs.features import SLICES, feature_tables, features
 from lever_lib.envs.gridworld import States
-from lever_lib.pi2vec import Embedder, draw_canonical_states, successor_features
+from lever_lib.params import Pi2Vec
+from lever_lib.pi2vec import Embedder, build_embeddings, draw_canonical_states, episode_pairs, successor_features
 from lever_lib.policies.base import CellPolicy
+from lever_lib.psi_network import ENDS, GOES_ON, LEARNERS, STAYS
 from lever_lib.rollout import start_state
 from lever_lib.seeding import stream
 from tests.oracle import World
@@ -71,8 +76,9 @@ def test_library_and_later_policies_share_one_space(smoke):
     library, embeddings = smoke.library, smoke.embeddings
     for row in (0, len(library.policies) - 1):
         layout = library.layout(library.policies["seed"].iloc[row])
-        again = embeddings.embedder(layout).embed(CellPolicy(library.actions[row]))
-        assert (again == embeddings.embeddings[row]).all()
+        again = embeddings.embedder(layout).embed([CellPolicy(library.actions[row])])
+        assert (again.mean[0] == embeddings.embeddings[row]).all()
+        assert (again.start[0] == embeddings.start[row]).all()
 
 
 def test_canonical_states_are_spread_evenly_and_never_terminal(smoke):
@@ -97,9 +103,80 @@ def test_stored_features_are_those_of_the_canonical_states(smoke, smoke_outputs)
         assert (stored["features"][1] == features(feature_tables(layout), states)).all()
 
 
+STATES = States(np.array([0, 14], np.int32), np.array([[True, True], [True, False]]), np.array([False, True]))
+
+
+def embedder(layout, **settings):
+    return Embedder(layout, STATES, feature_tables(layout), Pi2Vec(gamma=0.9, **settings))
+
+
 def test_an_embedding_is_the_mean_over_canonical_states(corridor):
-    states = States(np.array([0, 14], np.int32), np.array([[True, True], [True, False]]), np.array([False, True]))
-    embedder = Embedder(corridor, states, feature_tables(corridor), 0.9)
     policy = CellPolicy(np.zeros(16, np.int8))
-    np.testing.assert_allclose(embedder.embed(policy), embedder.successor_features(policy).mean(axis=0))
-    assert embedder.embed(policy)[SLICES["agent"]][1] > 0
+    found = embedder(corridor).successor_features([policy])
+    assert found.shape == (1, 3, 70)
+    embedded = embedder(corridor).embed([policy])
+    np.testing.assert_allclose(embedded.mean[0], found[0, :2].mean(axis=0))
+    np.testing.assert_allclose(embedded.start[0], psi(corridor, policy.actions, 0.9)[0])
+    assert embedded.mean[0][SLICES["agent"]][1] > 0
+
+
+def test_pairs_are_the_steps_of_the_paths(corridor):
+    actions = np.zeros(16, np.int8)
+    actions[0], actions[8] = DOWN_TWICE, DOWN  # to the lever, down, right to the exit
+    tables = feature_tables(corridor)
+    found = embedder(corridor).pairs(CellPolicy(actions), start_state(corridor))
+    assert found.kind.tolist() == [GOES_ON, GOES_ON, GOES_ON, GOES_ON, ENDS]
+    np.testing.assert_array_equal(found.before[1:], found.after[:-1])
+    lever = States(np.array([8], np.int32), np.ones((1, 2), bool), np.ones(1, bool))
+    np.testing.assert_array_equal(found.after[0], features(tables, lever)[0])
+    exit_ = States(np.array([15], np.int32), np.array([[True, False]]), np.ones(1, bool))
+    np.testing.assert_array_equal(found.after[-1], features(tables, exit_)[0])
+
+
+def test_a_stuck_policy_stays_in_its_pairs(corridor):
+    actions = np.zeros(16, np.int8)
+    actions[1] = DOWN  # right, then into the block for ever
+    found = embedder(corridor).pairs(CellPolicy(actions), start_state(corridor))
+    assert found.kind.tolist() == [GOES_ON, STAYS]
+    np.testing.assert_array_equal(found.before[1], found.after[1])
+
+
+def test_pairs_of_a_recorded_episode(smoke):
+    library = smoke.library
+    layout = library.layout(0)
+    row = int(library.policies.query("seed == '0000'").index[-1])
+    episode = library.episodes[row]
+    found = episode_pairs(layout, feature_tables(layout), episode)
+    assert len(found.kind) == len(episode.actions)
+    ended = layout.cells.ravel()[episode.cells[-1]] in (10, -2)
+    assert found.kind[-1] == (ENDS if ended else GOES_ON)
+    assert (found.kind[:-1] == GOES_ON).all()
+
+
+@pytest.mark.parametrize("learner", ["improved", "published"])
+def test_composed_policies_are_embedded_by_the_library_s_learner(smoke, tmp_path, learner):
+    """The same learner, settings and initial weights: the policy at a query is where it is in the library."""
+    settings = Pi2Vec(method="network", canonical_states=8, learner=learner)
+    params = replace(smoke.library.params, pi2vec=settings)
+    short = replace(smoke.library, params=params)
+    vars(short).update(policies=smoke.library.policies.iloc[:6], actions=smoke.library.actions[:6])
+    vars(short)["layouts"] = {"0000": smoke.library.layout(0)}
+    outputs = Outputs("smoke", params, tmp_path)
+    outputs.folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Outputs, "problem", lambda *_: None)
+        patch.setattr(Outputs, "fresh", lambda *_: False)
+        embeddings = build_embeddings(short, outputs)
+    used = embeddings.embedder(short.layouts["0000"])
+    assert used.settings == settings
+    assert used.learner is LEARNERS[learner]
+    episodes = smoke.library.episodes[:6]
+    seen = [CellPolicy(actions) for actions in short.actions]
+    together = used.embed(seen, episodes)
+    for row in range(6):
+        alone = used.embed([seen[row]], [episodes[row]])
+        np.testing.assert_allclose(alone.mean[0], embeddings.embeddings[row], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(together.mean[row], embeddings.embeddings[row], rtol=1e-5, atol=1e-5)
+    if learner == "improved":
+        exact = replace(used, settings=replace(settings, method="exact")).embed(seen)
+        np.testing.assert_allclose(together.mean, exact.mean, atol=0.05 * exact.mean.std())

@@ -35,9 +35,7 @@ def test_ties_go_by_predicted_return_then_name(smoke, scope):
     table = smoke.candidates(encode([GOLD]), scope, smoke.library.system("path-gold"), 5)[0]
     keys = list(zip(-table["predicted"], table["policy_id"], strict=True))
     assert keys == sorted(keys)
-    direct = smoke.regressor.predict(
-        "0001", smoke.embeddings.embeddings[table["row"]], smoke.library.system("path-gold")
-    )
+    direct = smoke.regressor.predict("0001", smoke.embeddings.rows(table["row"]), smoke.library.system("path-gold"))
     np.testing.assert_allclose(table["predicted"], direct)
 
 

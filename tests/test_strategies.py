@@ -3,13 +3,14 @@ import pytest
 
 from lever_lib import strategies
 from lever_lib.composition import METHODS, Pool
-from lever_lib.envs.features import feature_tables
+from lever_lib.envs.features import SLICES, feature_tables
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
 from lever_lib.experiment import experiment_jobs
+from lever_lib.params import Pi2Vec
 from lever_lib.pi2vec import Embedder
-from lever_lib.regressor import Predictor
 from lever_lib.rollout import start_state
+from lever_lib.scaling import indifferent
 from lever_lib.strategies import STRATEGIES, choices, choose, combinations
 
 CANDIDATES = [[4, 2, 7, 1, 0], [3, 5, 6, 8, 9]]
@@ -44,14 +45,19 @@ def test_the_first_combinations_are_those_of_fewer_candidates():
     assert uneven == [(0, 3), (1, 3), (2, 3)]
 
 
+class ByLever:
+    """Predicts by the discounted time with the lever taken."""
+
+    def predict(self, embedded, system):
+        return embedded.mean[:, SLICES["lever_taken"].start]
+
+
 def test_the_best_prediction_is_kept_and_the_first_on_ties(corridor):
     q_tables = np.zeros((3, 16, 4))
     q_tables[0, 0, 1] = q_tables[1, 0, 3] = q_tables[2, 0, 3] = 1.0  # down; down x2, twice
     pool = Pool(corridor, reward_system("path"), q_tables, np.zeros((3, 16, 4), np.int32), 0.1)
-    embedder = Embedder(corridor, start_state(corridor), feature_tables(corridor), 0.9)
-    weights = np.zeros((71, 5))
-    weights[16, -1] = 1.0  # predicts by the discounted time with the lever taken
-    predictor = Predictor(np.zeros(70), np.ones(70), weights, 0.0)
+    embedder = Embedder(corridor, start_state(corridor), feature_tables(corridor), Pi2Vec(gamma=0.9))
+    predictor = ByLever()
     choice = choose(pool, METHODS["qsum"], [(0,), (2,), (1,)], embedder, predictor)
     assert choice.members == (2,), "only down x2 takes the lever; of equals the first"
     assert choice.combinations == 3
@@ -74,8 +80,8 @@ def test_what_acts_alike_is_composed_once(corridor, monkeypatch):
         "compose",
         lambda self, method, members: composed.append(members) or method.compose(self.view(method.rung, members)),
     )
-    embedder = Embedder(corridor, start_state(corridor), feature_tables(corridor), 0.9)
-    predictor = Predictor(np.zeros(70), np.ones(70), np.zeros((71, 5)), 0.0)
+    embedder = Embedder(corridor, start_state(corridor), feature_tables(corridor), Pi2Vec(gamma=0.9))
+    predictor = indifferent(4)
     choice = choose(pool, METHODS["gpi"], [(0, 2), (1, 2), (1, 3), (0, 1)], embedder, predictor)
     assert composed == [(0, 2), (0, 1)]
     assert choice.combinations == 4
@@ -100,11 +106,11 @@ def test_choices_in_one_go_are_those_made_apart(smoke):
 
 
 def test_choices_in_one_go_count_the_seconds_of_those_made_apart(smoke, monkeypatch):
-    """With a clock that ticks once per composition and ten times per embedding."""
+    """With a clock that ticks once per composition and ten times per policy embedded."""
     clock = [0]
     compose, embed = Pool.compose, Embedder.embed
     monkeypatch.setattr(Pool, "compose", lambda *args: (tick(clock, 1), compose(*args))[1])
-    monkeypatch.setattr(Embedder, "embed", lambda *args: (tick(clock, 10), embed(*args))[1])
+    monkeypatch.setattr(Embedder, "embed", lambda *args: (tick(clock, 10 * len(args[1])), embed(*args))[1])
     monkeypatch.setattr(strategies.time, "perf_counter", lambda: clock[0])
     job = experiment_jobs(smoke)[-1]
     asked = job.asked[2]

@@ -60,7 +60,7 @@ def query(spec, params, repeats):
     """Embedding, planning, and the hardest question with every strategy and method."""
     pool, embedder, candidates = hard_question(params, params.sarsa.snapshots)
     policies = [CellPolicy(actions) for actions in pool.actions]
-    seconds = median_seconds(lambda: [embedder.embed(policy) for policy in policies], repeats)
+    seconds = median_seconds(lambda: embedder.embed(policies), repeats)
     report(f"{spec}: embedding", len(policies) / seconds, "policies / s")
     seconds = median_seconds(lambda: optimum(pool.layout, pool.system), repeats)
     report(f"{spec}: exact optimum", seconds * 1e3, "ms")
