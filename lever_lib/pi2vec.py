@@ -93,6 +93,12 @@ class Embedder:
         return States(*(np.concatenate(part) for part in parts))
 
     @cached_property
+    def starts(self) -> States:
+        """Where a network's data start: the canonical states, and the start state as often as it takes."""
+        parts = zip(self.canonical, start_state(self.layout), strict=True)
+        return States(*(np.concatenate([part, *[start] * _STARTS]) for part, start in parts))
+
+    @cached_property
     def state_features(self) -> np.ndarray:
         """Phi of `states`, float32 (K + 1, D)."""
         return features(self.tables, self.states)
@@ -118,11 +124,7 @@ class Embedder:
         if self.settings.method == "exact":
             return np.stack([self._exact(policy) for policy in policies])
         if self.learner.data == "canonical":
-            often = start_state(self.layout)
-            starts = States(
-                *(np.concatenate([part, *[one] * _STARTS]) for part, one in zip(self.canonical, often, strict=True))
-            )
-            seen = [self.pairs(policy, starts) for policy in policies]
+            seen = [self.pairs(policy, self.starts) for policy in policies]
         elif episodes is None:
             seen = [self.pairs(policy, start_state(self.layout)) for policy in policies]
         else:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from lever_lib import library as library_stage
 from lever_lib import pi2vec
@@ -275,9 +275,13 @@ def scores(
 def candidate_groups(table: Table) -> list[tuple[np.ndarray, int]]:
     """Candidates of each published query in each layout (positions), and the column of the query's reward system."""
     columns = [system.name for system in table.systems]
+    setups = set(table.policies["setup"])
     groups = []
     for query in QUERIES:
-        allowed = table.policies["setup"].isin(QUERY_CLASSES[query.query_class].setups).to_numpy()
+        wanted = QUERY_CLASSES[query.query_class].setups
+        if not setups.issuperset(wanted):
+            continue  # a question that these policies cannot answer
+        allowed = table.policies["setup"].isin(wanted).to_numpy()
         for seed in np.unique(table.layouts):
             candidates = np.flatnonzero(allowed & (table.layouts == seed))
             if len(candidates):
@@ -433,7 +437,7 @@ def write_models(models: dict[str, Predictor], about: dict[str, Any], path: Path
         tensors |= {f"{name}/{part}": np.atleast_1d(array) for part, array in parts.items()}
     # A single entry: several would be written in any order, and the same model must be the same bytes.
     facts = {"models": list(models), "systems": list(REWARD_SYSTEMS), "events": list(EVENTS), **about}
-    save_file(tensors, path, {"about": json.dumps(facts, sort_keys=True)})
+    path.write_bytes(save(tensors, {"about": json.dumps(facts, sort_keys=True)}))
 
 
 def read_models(path: Path, params: Params) -> tuple[dict[str, Predictor], dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""The experiment once more on many layouts that nothing was fitted on, and what a query costs as things grow.
+"""What takes many layouts: the regressor that runs use, how well it does, and the experiment on layouts of its own.
 
-`./run_all.sh study` calls this. Five layouts, as in the published study, say little about other layouts; training is
-cheap, so a study adds fifty. Its candidates are ranked, and its combinations chosen, by the regressor of the spec's own
-library, which never saw them. What it writes is small and stays: summaries for notebooks to read.
+`./run_all.sh study` calls this. Training is cheap, so a study trains libraries on `study.training_layouts` layouts, to
+fit the regressor on, and on `study.layouts` others, to judge it and to ask every question of the experiment there. None
+of them is a layout of the spec. What it writes is small and stays: the model under `model/`, tables for notebooks to
+read under `study/`.
 
 It works a few layouts at a time and keeps what is finished, so that it can be interrupted.
 """
@@ -14,14 +15,17 @@ import hashlib
 import json
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lever_lib import experiment, index, library, pi2vec, regressor
+from lever_lib import behaviour, experiment, generalisation, index, library, pi2vec, regressor
 from lever_lib.artifacts import (
+    MODEL,
     ROOT,
     STUDY,
     Outputs,
@@ -32,25 +36,32 @@ from lever_lib.artifacts import (
     shown,
     source_hash,
 )
-from lever_lib.envs.gridworld import make_layout
+from lever_lib.behaviour import Behaviour
+from lever_lib.envs.features import feature_count
+from lever_lib.envs.gridworld import make_layout, seed_name
+from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment
-from lever_lib.params import Params, load_params, resolved
-from lever_lib.regressor import Regressor
+from lever_lib.generalisation import Findings, joined, load_table, save_table
+from lever_lib.params import Params, available_specs, load_params, resolved
+from lever_lib.regressor import ALL_LAYOUTS, MODEL_FILE, Regressor, Table, training_table
 from lever_lib.report import SUMMARY_FILES, Summary, read_summary, summarise_tables
 from lever_lib.scaling import measure_costs
 from lever_lib.search import Retriever
 
 _CHUNK = 10  # layouts that are trained and asked before their results are put away
-_COSTS = "costs_timings.csv"
+_COSTS, _ROWS, _TRANSFER = "costs_timings.csv", "results.csv", "transfer.csv"
+_FINDINGS = tuple(f"{field.name}.csv" for field in fields(Findings))
+_BEHAVIOUR = tuple(f"{field.name}.csv" for field in fields(Behaviour))
+_FILES = (*SUMMARY_FILES, *_FINDINGS, *_BEHAVIOUR, _ROWS, _COSTS, _TRANSFER)
 # Of the rows, what summaries cannot give back.
-_ROWS = "results.csv"
-_FILES = (*SUMMARY_FILES, _ROWS, _COSTS)
 _ROW_COLUMNS = [
     *("library", "seed", "query_class", "setup", "strategy", "method", "return", "optimum", "support_return"),
     *("scratch_return", "best_single_return", "predicted_return", "stuck"),
 ]
 _READ = ("grid", "seeds", "root_seed", "libraries", "sarsa", "pi2vec", "regressor", "search", "study")
+_MODEL_READ = ("grid", "root_seed", "libraries", "sarsa", "pi2vec", "regressor")
+_TABLE, _TRAINING = "table.npz", "training.npz"
 
 
 @dataclass(frozen=True)
@@ -59,14 +70,20 @@ class Study:
 
     Attributes:
         folder: of its files.
-        layouts: how many.
+        layouts: how many questions were asked on.
         summary: the same tables as `results/` holds for the spec's own layouts.
+        findings: how well the regressor does on these layouts.
+        behaviour: how well embeddings are learned and what they are for.
+        transfer: how models of other grid sizes do here.
         costs: seconds of a query against grid size, library size and candidates.
     """
 
     folder: Path
     layouts: int
     summary: Summary
+    findings: Findings
+    behaviour: Behaviour
+    transfer: pd.DataFrame
     costs: pd.DataFrame
 
 
@@ -104,7 +121,10 @@ def find_study(outputs: Outputs) -> Study | None:
         return None
     folder = files[0].parent
     summary = read_summary(folder)
-    return Study(folder, int(summary.shares["layouts"].max()), summary, pd.read_csv(folder / _COSTS))
+    findings = Findings(*(pd.read_csv(folder / name, dtype={"split": str}) for name in _FINDINGS))
+    behaviours = Behaviour(*(pd.read_csv(folder / name, dtype={"value": str}) for name in _BEHAVIOUR))
+    tables = (pd.read_csv(folder / name) for name in (_TRANSFER, _COSTS))
+    return Study(folder, int(summary.shares["layouts"].max()), summary, findings, behaviours, *tables)
 
 
 def absent(outputs: Outputs) -> str:
@@ -115,101 +135,225 @@ def absent(outputs: Outputs) -> str:
     )
 
 
-def _key(params: Params) -> str:
+def _key(params: Params, read: tuple[str, ...] = _READ) -> str:
     """Hash of the params that a study depends on. Code may change without a study of half an hour being void."""
-    read = {name: value for name, value in resolved(params).items() if name in _READ}
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+    return _hash({name: value for name, value in resolved(params).items() if name in read})
 
 
-def run_study(outputs: Outputs) -> Study:
-    """Run the study of a spec, or what an interrupted one has left to do; nothing if it is up to date.
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    The spec's own library, embeddings and regressor are built first where they are not there.
+
+def check_seeds(params: Params) -> None:
+    """Refuse layouts that would not be new to the spec, or cannot be drawn, before anything is trained.
+
+    Raises:
+        LeverError: naming them.
+    """
+    for seeds in (params.study.test_seeds, params.study.training_seeds):
+        if set(seeds) & set(params.seeds):
+            raise LeverError(
+                f"study: its seeds {seeds[0]} to {seeds[-1]} must not be among seeds = {list(params.seeds)}: "
+                "they stand for other layouts"
+            )
+        for seed in seeds:
+            make_layout(params.grid, seed)
+
+
+# ---- the model
+
+
+def fit_model(outputs: Outputs) -> None:
+    """Fit the regressor that runs with `regressor.source: study` use, unless it is up to date.
 
     Raises:
         LeverError: if one of its layouts is one of the spec's own, or cannot be drawn.
     """
     params = outputs.params
-    seeds = params.study.first_seed + np.arange(params.study.layouts)
-    if set(seeds) & set(params.seeds):
-        raise LeverError(
-            f"study: its seeds {seeds[0]} to {seeds[-1]} must not be among seeds = {list(params.seeds)}: "
-            "they stand for layouts that nothing was fitted on"
-        )
-    for seed in seeds:
-        make_layout(params.grid, int(seed))
-    published = outputs.came_along(library.STAGE)
-    own = library.build_library(params, outputs)
-    models = regressor.build_regressor(own, pi2vec.build_embeddings(own, outputs), outputs)
-    for name in set(published) - {stage.name for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE)}:
-        outputs.forget(name)
-    made_of = _made_of(outputs)
+    check_seeds(params)
+    seeds = params.study.training_seeds
+    made_of = _hash([_key(params, _MODEL_READ), list(seeds), source_hash("lever_lib.regressor")])
+    entry = outputs.manifest().get(MODEL)
+    if entry and entry.get("made_of") == made_of and not damaged_files(outputs.folder, entry):
+        return
+    work = _work_folder(outputs, MODEL, made_of)
+    parts = _parts(outputs, list(seeds), work, (_TABLE,), _train_part)
+    table = joined([load_table(part / _TABLE, _systems(params)) for part in parts])
+    sys.stderr.write(f"{outputs.spec}: fitting the regressor on {len(seeds)} layouts\n")
+    model = generalisation.fit_model(table, params.regressor)
+    draft = _draft(work)
+    about = regressor.model_facts(params) | {"layouts": [seed_name(seed) for seed in seeds]}
+    regressor.write_models({ALL_LAYOUTS: model}, about, draft / MODEL_FILE)
+    save_table(table, draft / _TRAINING)
+    _publish(outputs, MODEL, work, {"key": _key(params, _MODEL_READ), "made_of": made_of})
+
+
+def _train_part(outputs: Outputs, draft: Path) -> None:
+    """Train and embed a few layouts; the library is thrown away, what a regressor learns from is kept."""
+    policies = library.build_library(outputs.params, outputs)
+    save_table(training_table(policies, pi2vec.build_embeddings(policies, outputs)), draft / _TABLE)
+
+
+def _systems(params: Params) -> tuple[RewardSystem, ...]:
+    return tuple(reward_system(name, params.grid.legacy_gold_exit) for name in REWARD_SYSTEMS)
+
+
+# ---- the study
+
+
+def run_study(outputs: Outputs) -> Study:
+    """Run the study of a spec, or what an interrupted one has left to do; nothing if it is up to date.
+
+    The model comes first, and where `regressor.source` is `library` the spec's own library, embeddings and regressor.
+
+    Raises:
+        LeverError: if one of its layouts is one of the spec's own, or cannot be drawn.
+    """
+    params = outputs.params
+    fit_model(outputs)
+    models, judge = _judge(outputs)
+    others = _other_models(outputs)
+    compared = {spec: file_hash(path) for spec, (path, _) in others.items()}
+    made_of = _hash([_key(params), file_hash(judge), compared, source_hash("lever_lib.study")])
     known, entry = find_study(outputs), outputs.manifest().get(STUDY, {})
     if known and entry.get("made_of") == made_of:
         return known
-    work = _work_folder(outputs, made_of)
-    parts = []
-    for chunk in np.array_split(seeds, -(-len(seeds) // _CHUNK)):
-        part = work / "parts" / f"{chunk[0]:04d}-{chunk[-1]:04d}"
-        if not all((part / name).is_file() for name in experiment.STAGE.files):
-            _run_part(replace(params, seeds=tuple(chunk.tolist())), outputs.spec, models, part, work)
-        parts.append(Tables(*(read_table(part / name) for name in experiment.STAGE.files)))
-    tables = Tables(*(pd.concat([vars(part)[name] for part in parts], ignore_index=True) for name in vars(parts[0])))
-    draft = work / "draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    work = _work_folder(outputs, STUDY, made_of)
+
+    def ask(part: Outputs, draft: Path) -> None:
+        """Everything that is asked of a few layouts; pi2vec itself is studied on the first ones."""
+        _ask_part(part, models, draft, part.params.seeds[0] == params.study.first_seed)
+
+    parts = _parts(outputs, list(params.study.test_seeds), work, (*experiment.STAGE.files, _TABLE), ask)
+    found = [Tables(*(read_table(part / name) for name in experiment.STAGE.files)) for part in parts]
+    tables = Tables(*(pd.concat([vars(part)[name] for part in found], ignore_index=True) for name in vars(found[0])))
+    draft = _draft(work)
     summarise_tables(tables, outputs.spec, params.root_seed).write(draft)
     tables.results[_ROW_COLUMNS].round(4).to_csv(draft / _ROWS, index=False)
     measure_costs(params).to_csv(draft / _COSTS, index=False)
-    files = {f"{STUDY}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
-    outputs.forget(STUDY)
-    replace_folder(draft, outputs.folder / STUDY)
-    entry = {"key": _key(params), "made_of": made_of, "root_seed": params.root_seed, "files": files}
-    outputs.enter(STUDY, entry)
-    done = work.with_name(f"{work.name}.done")  # half deleted it must not be taken for work to go on with
-    work.rename(done)
-    shutil.rmtree(done)
+    for name in _BEHAVIOUR:
+        shutil.copy(parts[0] / name, draft / name)
+    test = joined([load_table(part / _TABLE, _systems(params)) for part in parts])
+    _write_findings(outputs, test, others, draft)
+    _publish(outputs, STUDY, work, {"key": _key(params), "made_of": made_of})
     return find_study(outputs)
 
 
-def _made_of(outputs: Outputs) -> str:
-    """Hash of everything that a study comes from: params, models and code."""
-    models = file_hash(outputs.folder / regressor.STAGE.name / "models.npz")
-    depends = _key(outputs.params) + models + source_hash("lever_lib.study")
-    return hashlib.sha256(depends.encode()).hexdigest()
+def _judge(outputs: Outputs) -> tuple[Regressor, Path]:
+    """The regressor that ranks candidates and chooses combinations, and the file it is in."""
+    if outputs.params.regressor.source == "study":
+        model = regressor.load_model(outputs)
+        nothing = pd.DataFrame()
+        return Regressor({ALL_LAYOUTS: model.predictor}, nothing, nothing), model.path
+    published = outputs.came_along(library.STAGE)
+    own = library.build_library(outputs.params, outputs)
+    models = regressor.build_regressor(own, pi2vec.build_embeddings(own, outputs), outputs)
+    for name in set(published) - {stage.name for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE)}:
+        outputs.forget(name)
+    return models, outputs.folder / regressor.STAGE.name / regressor.STAGE.files[0]
 
 
-def _work_folder(outputs: Outputs, made_of: str) -> Path:
+def _other_models(outputs: Outputs) -> dict[str, tuple[Path, int]]:
+    """Models of other specs that see policies as this one's does, by spec: file and grid size."""
+    found = {}
+    for spec in available_specs():
+        try:
+            other = Outputs(spec, load_params(spec), outputs.folder.parent)
+            model = regressor.load_model(other) if spec != outputs.spec else None
+        except LeverError:  # no model, or none of its params: nothing to compare with
+            continue
+        if model and feature_count(other.params.grid.size) == feature_count(outputs.params.grid.size):
+            found[spec] = model.path, other.params.grid.size
+    return found
+
+
+def _write_findings(outputs: Outputs, test: Table, others: dict[str, tuple[Path, int]], draft: Path) -> None:
+    """How the spec's model, the other candidates and the models of other specs do on the test layouts."""
+    params = outputs.params
+    sys.stderr.write(f"{outputs.spec}: judging regressors on {params.study.layouts} layouts\n")
+    own = regressor.load_model(outputs).predictor
+    train = load_table(outputs.folder / MODEL / _TRAINING, test.systems)
+    findings = generalisation.find_out(train, test, own, params.regressor, params.root_seed)
+    for name, table in vars(findings).items():
+        table.to_csv(draft / f"{name}.csv", index=False)
+    models = {
+        spec: (regressor.read_models(path, params)[0][ALL_LAYOUTS], size) for spec, (path, size) in others.items()
+    }
+    models[outputs.spec] = own, params.grid.size
+    generalisation.transfer_rows(test, models, outputs.spec).to_csv(draft / _TRANSFER, index=False)
+
+
+def _ask_part(outputs: Outputs, models: Regressor, draft: Path, first: bool) -> None:
+    """Train, embed and ask a few layouts; the library is thrown away, the tables are kept."""
+    policies = library.build_library(outputs.params, outputs)
+    embeddings = pi2vec.build_embeddings(policies, outputs)
+    if first:
+        behaviour.study_behaviour(policies, embeddings).write(draft)
+    texts = index.build_index(policies, outputs)
+    retriever = Retriever(policies, embeddings, models, texts, outputs.params.search.cosine_gate)
+    save_table(training_table(policies, embeddings), draft / _TABLE)
+    run_experiment(experiment_jobs(retriever), outputs.params.execution, "composing").write(draft)
+
+
+# ---- work that can be interrupted
+
+
+def _work_folder(outputs: Outputs, what: str, made_of: str) -> Path:
     """Where unfinished work is kept; work of other params, models or code is thrown away."""
-    work = outputs.folder / f".study-{made_of[:16]}"
-    for old in outputs.folder.glob(".study-*"):
+    work = outputs.folder / f".{what}-{made_of[:16]}"
+    for old in outputs.folder.glob(f".{what}-*"):
         if old != work:
             shutil.rmtree(old)
     (work / "parts").mkdir(parents=True, exist_ok=True)
     return work
 
 
-def _run_part(params: Params, spec: str, models: Regressor, part: Path, work: Path) -> None:
-    """Train, embed and ask a few layouts; the library is thrown away, the tables are kept."""
-    title = f"{spec}: layouts {part.name}"
-    sys.stderr.write(f"{title}\n")
-    outputs = Outputs(spec, params, work / part.name)
-    policies = library.build_library(params, outputs)
-    retriever = Retriever(
-        policies,
-        pi2vec.build_embeddings(policies, outputs),
-        models,
-        index.build_index(policies, outputs),
-        params.search.cosine_gate,
-    )
-    tables = run_experiment(experiment_jobs(retriever), params.execution, "composing")
-    draft = part.with_name(f".{part.name}.writing")
+def _parts(
+    outputs: Outputs, seeds: list[int], work: Path, files: tuple[str, ...], make: Callable[[Outputs, Path], None]
+) -> list[Path]:
+    """Folders with what was made of a few layouts each; those that are there are not made again.
+
+    Args:
+        outputs: of the spec.
+        seeds: layouts.
+        work: folder of unfinished work.
+        files: that a finished part holds.
+        make: given outputs of its own, to be thrown away, and the folder to write into.
+    """
+    parts = []
+    for chunk in np.array_split(seeds, -(-len(seeds) // _CHUNK)):
+        part = work / "parts" / f"{chunk[0]:04d}-{chunk[-1]:04d}"
+        parts.append(part)
+        if all((part / name).is_file() for name in files):
+            continue
+        sys.stderr.write(f"{outputs.spec}: layouts {part.name}\n")
+        draft = part.with_name(f".{part.name}.writing")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        make(Outputs(outputs.spec, replace(outputs.params, seeds=tuple(chunk.tolist())), work / part.name), draft)
+        shutil.rmtree(part, ignore_errors=True)
+        draft.rename(part)
+        shutil.rmtree(work / part.name)
+    return parts
+
+
+def _draft(work: Path) -> Path:
+    draft = work / "draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    tables.write(draft)
-    shutil.rmtree(part, ignore_errors=True)
-    draft.rename(part)
-    shutil.rmtree(work / part.name)
+    return draft
+
+
+def _publish(outputs: Outputs, what: str, work: Path, about: dict[str, str]) -> None:
+    """Put a finished draft in place, enter it in the manifest, and throw the work away."""
+    draft = work / "draft"
+    files = {f"{what}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
+    outputs.forget(what)
+    replace_folder(draft, outputs.folder / what)
+    outputs.enter(what, about | {"root_seed": outputs.params.root_seed, "files": files})
+    done = work.with_name(f"{work.name}.done")  # half deleted it must not be taken for work to go on with
+    work.rename(done)
+    shutil.rmtree(done)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -219,8 +363,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def run() -> None:
-        """Check all specs, then study one after the other."""
-        for outputs in [Outputs(spec, load_params(spec)) for spec in options.specs]:
+        """Check all specs, fit all models, so that each is there to be tried on the others, then study each."""
+        specs = [Outputs(spec, load_params(spec)) for spec in options.specs]
+        for outputs in specs:
+            check_seeds(outputs.params)
+        for outputs in specs:
+            fit_model(outputs)
+        for outputs in specs:
             study = run_study(outputs)
             sys.stdout.write(f"{outputs.spec}: study of {study.layouts} layouts in {shown(study.folder)}\n")
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"library", "psi_network", "pi2vec", "forest", "text", "index", "regressor", "decompose", "queries"},
     {"search", "composition", "recipe"},
     {"strategies", "experiment"},
-    {"stats", "plots", "report"},
+    {"stats", "plots", "report", "generalisation", "behaviour"},
     {"api", "study", "scaling", "notebooks", "__main__", "__init__"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
