@@ -225,12 +225,16 @@ class OpenLibrary:
         q_tables, visits = (np.array(table[rows]) for table in (self.library.q_tables, self.library.visits))
         return Pool(layout, system, q_tables, visits, self.params.sarsa.alpha), rows
 
-    def with_records(self, records: Sequence[PolicyRecord], layouts: Sequence[Layout] = ()) -> OpenLibrary:
+    def with_records(
+        self, records: Sequence[PolicyRecord], layouts: Sequence[Layout] = (), embedding: str | None = None
+    ) -> OpenLibrary:
         """This library with further policies, from whatever source, ready to be asked; files stay as they are.
 
         Args:
             records: each valid in a layout of the library or in one of `layouts`.
             layouts: further worlds of the spec's size, each with at least one policy.
+            embedding: how they are embedded, `exact` or `network` (from the transitions that they make, as a black
+                box must be); by default as in params.
 
         Raises:
             LeverError: if a name is taken or a table does not fit.
@@ -239,7 +243,7 @@ class OpenLibrary:
         retriever = replace(
             self.retriever,
             library=policies,
-            embeddings=pi2vec.extend(self.retriever.embeddings, policies),
+            embeddings=pi2vec.extend(self.retriever.embeddings, policies, embedding),
             index=index.extend(self.retriever.index, policies),
         )
         return replace(self, retriever=retriever)

@@ -31,10 +31,19 @@ MANIFEST = "manifest.json"
 _DAMAGED = "is missing or damaged"
 STUDY = "study"  # folder, and manifest entry, of results that take long and outlive a run
 MODEL = "model"  # likewise, of the regressor that a study fits
-LASTING = (STUDY, MODEL)
+DEEP = "deep"  # likewise, of deep policies and what became of them
+LASTING = (STUDY, MODEL, DEEP)
 # What a published spec keeps in git, by path within its folder; `.gitignore` says the same. Everything else is bulky
 # and comes back by running.
-PUBLISHED = ("composition/*.csv", "results/*", "figures/*", "notebooks/*.ipynb", "study/*", "model/*.safetensors")
+PUBLISHED = (
+    "composition/*.csv",
+    "results/*",
+    "figures/*",
+    "notebooks/*.ipynb",
+    "study/*",
+    "model/*.safetensors",
+    "deep/*",
+)
 
 
 def outputs_root() -> Path:
@@ -167,8 +176,8 @@ class Outputs:
     def came_along(self, first: Stage) -> list[str]:
         """Entries that came with the repository, as far as the folder of the first stage tells: it never does.
 
-        A run that builds that stage itself must not pass them for its own. A study and its model are of no run and
-        not among them.
+        A run that builds that stage itself must not pass them for its own. What a study made is of no run and not
+        among them.
         """
         own = (self.folder / first.name).is_dir()
         return [] if own else [name for name in self.manifest() if name not in LASTING]

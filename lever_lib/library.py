@@ -153,10 +153,7 @@ class Library:
     def episodes(self) -> list[Episode]:
         """The training episode recorded at each policy's snapshot."""
         with np.load(self.folder / "episodes.npz") as stored:
-            offsets, *columns = (stored[name] for name in ("offsets", *Episode._fields))
-        cells, actions, left, lever, hazards = columns
-        spans = [slice(start, stop) for start, stop in itertools.pairwise(offsets)]
-        return [Episode(cells[s], actions[s.start : s.stop - 1], left[s], lever[s], hazards[s]) for s in spans]
+            return unpack_episodes(dict(stored))
 
     def joined(self, records: Sequence[PolicyRecord], layouts: Sequence[Layout] = ()) -> Library:
         """This library with further policies and layouts, in memory: the files stay as they are.
@@ -296,7 +293,7 @@ def _write(
     _curve_table(runs).to_parquet(folder / "curves.parquet", index=False)
     np.save(folder / "q_tables.npy", np.stack([record.q_table for record in records]))
     np.save(folder / "visits.npy", np.stack([_as_stored(record.visits) for record in records]))
-    np.savez_compressed(folder / "episodes.npz", **_pack_episodes([record.episode for record in records]))
+    np.savez_compressed(folder / "episodes.npz", **pack_episodes([record.episode for record in records]))
     np.savez_compressed(
         folder / "layouts.npz",
         seeds=np.array([layout.name for layout in layouts]),
@@ -359,7 +356,7 @@ def _curve_table(runs: list[Run]) -> pd.DataFrame:
     )
 
 
-def _pack_episodes(episodes: list[Episode]) -> dict[str, np.ndarray]:
+def pack_episodes(episodes: list[Episode]) -> dict[str, np.ndarray]:
     """Episodes end to end: `offsets[i]:offsets[i + 1]` are the states of episode i; the last has action -1."""
     lengths = [len(episode.cells) for episode in episodes]
     return {
@@ -370,3 +367,10 @@ def _pack_episodes(episodes: list[Episode]) -> dict[str, np.ndarray]:
         "lever": np.concatenate([episode.lever for episode in episodes]),
         "hazard_steps": np.concatenate([episode.hazard_steps for episode in episodes]),
     }
+
+
+def unpack_episodes(stored: dict[str, np.ndarray]) -> list[Episode]:
+    """What `pack_episodes` packed."""
+    cells, actions, left, lever, hazards = (stored[name] for name in Episode._fields)
+    spans = [slice(start, stop) for start, stop in itertools.pairwise(stored["offsets"])]
+    return [Episode(cells[s], actions[s.start : s.stop - 1], left[s], lever[s], hazards[s]) for s in spans]

@@ -151,6 +151,20 @@ class Study:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Deep:
+    """Deep policies beside the library; only `./run_all.sh study` trains them."""
+
+    steps: int = Field(0, ge=0, le=100_000_000)  # of the environment, per policy; 0: none are trained
+    seeds: tuple[Annotated[int, Field(ge=0, le=9999)], ...] = (0,)  # layouts
+
+    @model_validator(mode="after")
+    def _some_layout(self) -> Deep:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} must be at least one, each of them once")
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Energy:
     """How joules are estimated where no meter can be read."""
 
@@ -184,6 +198,7 @@ class Params:
     regressor: Regressor = Field(default_factory=Regressor)
     search: Search = Field(default_factory=Search)
     study: Study = Field(default_factory=Study)
+    deep: Deep = Field(default_factory=Deep)
     energy: Energy = Field(default_factory=Energy)
     execution: Execution = Field(default_factory=Execution)
 
@@ -303,7 +318,7 @@ def _short(value: Any) -> str:
 
 def _nearest_key(location: list[str]) -> str:
     sections = {"grid": Grid, "sarsa": Sarsa, "pi2vec": Pi2Vec, "regressor": Regressor, "search": Search}
-    sections |= {"study": Study, "energy": Energy, "execution": Execution, "libraries": Budget}
+    sections |= {"study": Study, "deep": Deep, "energy": Energy, "execution": Execution, "libraries": Budget}
     owner = Params if len(location) == 1 else sections.get(location[0])
     known = [field.name for field in fields(owner)] if owner else []
     close = difflib.get_close_matches(location[-1], known, n=1)

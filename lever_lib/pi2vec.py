@@ -11,7 +11,7 @@ Source: Barreto et al. (2017), section 3; Scarpellini et al. (2024), pi2vec.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from lever_lib.artifacts import Outputs, Stage
 from lever_lib.envs.features import HEAD, FeatureTables, add_features, feature_tables, features
 from lever_lib.envs.gridworld import Layout, States
 from lever_lib.envs.layouts import EXIT, HAZARD, LEVER
+from lever_lib.errors import LeverError
 from lever_lib.jobs import run_jobs
 from lever_lib.library import Library
 from lever_lib.params import Params, Pi2Vec
@@ -44,6 +45,9 @@ STAGE = Stage(
 
 # How often a network's data start at the start state, for each time at a canonical one: psi is read there by itself.
 _STARTS = 8
+
+
+METHODS = ("exact", "network")
 
 
 class Embedded(NamedTuple):
@@ -199,13 +203,22 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     return Embeddings(*arrays, canonical, params.pi2vec, params.root_seed)
 
 
-def extend(embeddings: Embeddings, library: Library) -> Embeddings:
+def extend(embeddings: Embeddings, library: Library, method: str | None = None) -> Embeddings:
     """Embeddings of a library that further policies and layouts have joined.
 
     Args:
         embeddings: of the library's first policies.
         library: with further policies after these.
+        method: that embeds these, `exact` or `network`; by default the one that embedded the first ones.
+
+    Raises:
+        LeverError: if there is no such method.
     """
+    settings = embeddings.settings
+    if method is not None:
+        if method not in METHODS:
+            raise LeverError(f"embedding = {method!r}: must be one of {', '.join(METHODS)}")
+        settings = replace(settings, method=method)
     canonical = dict(embeddings.canonical)
     for name, layout in library.layouts.items():
         if name not in canonical:
@@ -214,12 +227,12 @@ def extend(embeddings: Embeddings, library: Library) -> Embeddings:
     mean, start = (
         np.concatenate([part, np.empty((len(library.policies) - known, part.shape[1]))]) for part in embeddings.embedded
     )
-    grown = Embeddings(mean, start, canonical, embeddings.settings, embeddings.root_seed)
+    grown = Embeddings(mean, start, canonical, settings, embeddings.root_seed)
     seeds = library.policies["seed"].to_numpy()
     for seed in np.unique(seeds[known:]):
         rows = known + np.flatnonzero(seeds[known:] == seed)
         mean[rows], start[rows] = _embed(grown.embedder(library.layouts[seed]), library, rows)
-    return grown
+    return replace(grown, settings=embeddings.settings)
 
 
 def _embed(embedder: Embedder, library: Library, rows: np.ndarray) -> Embedded:

@@ -25,6 +25,7 @@ import pandas as pd
 
 from lever_lib import behaviour, experiment, generalisation, index, library, pi2vec, regressor
 from lever_lib.artifacts import (
+    DEEP,
     MODEL,
     ROOT,
     STUDY,
@@ -37,6 +38,7 @@ from lever_lib.artifacts import (
     source_hash,
 )
 from lever_lib.behaviour import Behaviour
+from lever_lib.deep import run_deep
 from lever_lib.envs.features import feature_count
 from lever_lib.envs.gridworld import make_layout, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
@@ -372,6 +374,9 @@ def main(arguments: list[str] | None = None) -> int:
         for outputs in specs:
             study = run_study(outputs)
             sys.stdout.write(f"{outputs.spec}: study of {study.layouts} layouts in {shown(study.folder)}\n")
+        for outputs in specs:
+            if run_deep(outputs):
+                sys.stdout.write(f"{outputs.spec}: deep policies in {shown(outputs.folder / DEEP)}\n")
 
     return exit_code(run, interrupted="interrupted; finished layouts are kept, run the same command again to go on")
 

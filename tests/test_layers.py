@@ -11,12 +11,21 @@ ROOT = Path(lever_lib.__file__).parent
 LAYERS = [
     {"errors", "params", "seeding", "artifacts", "jobs", "energy", "looks", "columns", "pictures"},
     {"envs", "envs.layouts", "envs.rewards", "envs.gridworld", "envs.features", "envs.environment"},
-    {"policies", "policies.base", "policies.tabular", "rollout", "planning"},
+    {
+        "policies",
+        "policies.base",
+        "policies.tabular",
+        "policies.black_box",
+        "policies.dqn",
+        "policies.ppo",
+        "rollout",
+        "planning",
+    },
     {"library", "psi_network", "pi2vec", "forest", "text", "index", "regressor", "decompose", "queries"},
     {"search", "composition", "recipe"},
     {"strategies", "experiment"},
     {"stats", "plots", "report", "generalisation", "behaviour"},
-    {"api", "study", "scaling", "notebooks", "__main__", "__init__"},
+    {"api", "study", "deep", "scaling", "notebooks", "__main__", "__init__"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 FILES = {

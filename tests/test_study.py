@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from lever_lib import artifacts, experiment, report, scaling, study
+from lever_lib import artifacts, behaviour, experiment, generalisation, regressor, report, scaling, study
 from lever_lib.artifacts import Outputs, read_manifest
 from lever_lib.columns import column_dictionary
 from lever_lib.errors import LeverError, MissingArtifactError
@@ -13,37 +13,46 @@ from lever_lib.library import build_library
 from lever_lib.params import Sarsa, Study
 from lever_lib.regressor import ALL_LAYOUTS
 
+STUDY = Study(first_seed=50, layouts=6, training_first_seed=300, training_layouts=6)
+
 
 @pytest.fixture(scope="module")
 def studied(smoke, smoke_params, smoke_outputs, tmp_path_factory):
     """A smoke run with its study, made in two parts; the second one after an interruption."""
     root = tmp_path_factory.mktemp("studied")
     shutil.copytree(smoke_outputs.folder, root / "smoke")
-    outputs = Outputs("smoke", replace(smoke_params, study=Study(first_seed=50, layouts=6)), root)
+    outputs = Outputs("smoke", replace(smoke_params, study=STUDY), root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "_CHUNK", 3)
         patch.setattr(scaling, "_SIZES", (6,))
         patch.setattr(scaling, "_POLICIES", (5,))
         patch.setattr(scaling, "_CANDIDATES", (1, 2))
-        run_part, trained = study._run_part, []
+        for name in ("_SAMPLE", "_SLOW_LAYOUTS", "_SLOW_STARTS"):
+            patch.setattr(behaviour, name, 1)
+        patch.setattr(generalisation, "_CURVE", (3,))
+        ask_part, trained = study._ask_part, []
 
-        def interrupted(params, *rest):
-            trained.append(params.seeds)
+        def interrupted(part, models, draft, first):
+            trained.append(part.params.seeds)
             if len(trained) == 2:
+                (draft.parent / "0053-0055").mkdir()  # as if files were being deleted
                 raise KeyboardInterrupt
-            run_part(params, *rest)
+            ask_part(part, models, draft, first)
 
-        patch.setattr(study, "_run_part", interrupted)
-        # an interruption while files were deleted leaves a folder without them
-        part = outputs.folder / f".study-{study._made_of(outputs)[:16]}" / "parts" / "0050-0052"
-        part.mkdir(parents=True)
+        patch.setattr(study, "_ask_part", interrupted)
         with pytest.raises(KeyboardInterrupt):
             study.run_study(outputs)
         assert study.find_study(outputs) is None, "a half is no study"
+        assert regressor.load_model(outputs).layouts == tuple(f"{seed:04d}" for seed in range(300, 306)), (
+            "but a model is a model"
+        )
         found = study.run_study(outputs)
         assert trained == [(50, 51, 52), (53, 54, 55), (53, 54, 55)], "the first part was kept"
+        model = outputs.folder / "model" / "regressor.safetensors"
+        stamp = model.stat().st_mtime_ns
         study.run_study(outputs)
         assert len(trained) == 3, "nothing is left to do"
+        assert model.stat().st_mtime_ns == stamp
     return outputs, found
 
 
@@ -66,6 +75,31 @@ def test_a_study_is_the_experiment_on_other_layouts(studied, smoke, smoke_params
 def test_its_layouts_are_judged_by_a_model_that_never_saw_them(studied, smoke):
     assert smoke.regressor.for_layout("0050") is smoke.regressor.models[ALL_LAYOUTS]
     assert not set(smoke.library.layouts) & {"0050", "0055"}
+
+
+def test_the_model_never_saw_a_layout_that_it_is_judged_on(studied):
+    outputs, found = studied
+    seen = set(regressor.load_model(outputs).layouts)
+    judged = set(found.findings.cross_validation["split"]) - {"all"}
+    assert len(judged) == 6
+    assert not seen & (judged | {"0000", "0001", "0002"})
+
+
+def test_a_run_can_use_the_model_of_the_study(studied, smoke, tmp_path):
+    outputs, _ = studied
+    params = replace(outputs.params, regressor=replace(outputs.params.regressor, source="study"))
+    used = Outputs("smoke", params, tmp_path)
+    shutil.copytree(outputs.folder, used.folder)
+    assert "other params" in used.problem(regressor.STAGE)
+    library = replace(smoke.library, params=params)
+    built = regressor.build_regressor(library, smoke.embeddings, used)
+    assert set(built.models) == {ALL_LAYOUTS}
+    table = regressor.training_table(library, smoke.embeddings)
+    expected = regressor.predict_all(regressor.load_model(used).predictor, table)
+    assert built.predictions["predicted"].to_numpy() == pytest.approx(expected.ravel())
+    assert used.fresh(regressor.STAGE)
+    used.forget("model")
+    assert not used.fresh(regressor.STAGE), "another model, another regressor"
 
 
 def test_every_column_of_a_study_is_explained(studied):
@@ -98,11 +132,16 @@ def test_another_root_reads_the_study_of_the_repository(studied, monkeypatch, tm
         study.find_study(Outputs("smoke", outputs.params, tmp_path / "elsewhere"))
 
 
-def test_layouts_that_were_fitted_on_are_refused(smoke_params, tmp_path):
-    outputs = Outputs("smoke", replace(smoke_params, study=Study(first_seed=2, layouts=5)), tmp_path)
+def test_layouts_of_the_spec_are_refused(smoke_params, tmp_path):
+    outputs = Outputs(
+        "smoke", replace(smoke_params, study=Study(first_seed=2, layouts=5, training_layouts=3)), tmp_path
+    )
     with pytest.raises(LeverError, match=re.escape("seeds 2 to 6 must not be among seeds = [0, 1, 2]")):
         study.run_study(outputs)
     assert not outputs.folder.exists()
+    trained = replace(smoke_params, study=Study(training_first_seed=1, training_layouts=3))
+    with pytest.raises(LeverError, match=re.escape("seeds 1 to 3 must not be among seeds = [0, 1, 2]")):
+        study.run_study(Outputs("smoke", trained, tmp_path))
 
 
 def test_what_came_with_a_clone_is_not_passed_for_its_own(studied, smoke_outputs, tmp_path, monkeypatch):
@@ -110,10 +149,12 @@ def test_what_came_with_a_clone_is_not_passed_for_its_own(studied, smoke_outputs
     outputs = Outputs("smoke", studied[0].params, tmp_path)
     shutil.copytree(smoke_outputs.folder / "composition", outputs.folder / "composition")
     outputs.enter("composition", read_manifest(smoke_outputs.folder)["composition"])
-    monkeypatch.setattr(study, "_run_part", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    shutil.copytree(studied[0].folder / "model", outputs.folder / "model")
+    outputs.enter("model", read_manifest(studied[0].folder)["model"])
+    monkeypatch.setattr(study, "_ask_part", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         study.run_study(outputs)
-    assert set(outputs.manifest()) == {"library", "pi2vec", "regressor"}
+    assert set(outputs.manifest()) == {"library", "pi2vec", "regressor", "model"}
 
 
 def test_a_layout_that_cannot_be_drawn_is_found_before_anything_is_trained(smoke_params, tmp_path):
@@ -131,7 +172,8 @@ def test_a_study_is_published_and_outlives_a_reset(studied, tmp_path):
     assert {"study", "library"} <= set(read_manifest(folder))
     assert all(artifacts.is_published(name) for name in read_manifest(folder)["study"]["files"])
     artifacts.clear(folder)
-    assert list(read_manifest(folder)) == ["study"]
+    assert list(read_manifest(folder)) == ["model", "study"]
+    assert (folder / "model" / "regressor.safetensors").is_file()
     assert study.find_study(Outputs("smoke", outputs.params, tmp_path)).layouts == 6
 
 
