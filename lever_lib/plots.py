@@ -212,22 +212,85 @@ def learning_curves(curves: pd.DataFrame, optima: dict[str, float], title: str) 
 
 
 @_styled
-def embedding_map(coordinates: np.ndarray, setups: pd.Series, title: str) -> Figure:
-    """Policies as points in a plane, coloured by what they were trained for.
+def embedding_map(coordinates: np.ndarray, setups: pd.Series, runs: pd.Series, title: str) -> Figure:
+    """Policies as points in a plane, coloured by what they were trained for; snapshots of a run joined.
 
     Args:
         coordinates: float (P, 2).
         setups: reward system of each policy, (P,).
+        runs: training run of each policy, (P,); its snapshots in order, the last one drawn bigger.
         title: above the figure.
     """
-    figure, axes = plt.subplots(figsize=(WIDTH, 5.4), layout="constrained")
-    handles = []
-    for index, setup in enumerate(setups.unique()):
-        points = coordinates[(setups == setup).to_numpy()]
-        marker, colour = MARKERS[index % len(MARKERS)], PALETTE[index % len(PALETTE)]
-        handles += axes.plot(*points.T, marker, color=colour, markersize=6, alpha=0.75, markeredgewidth=0, label=setup)
+    figure, axes = plt.subplots(figsize=(WIDTH, 5.6), layout="constrained")
+    looks = {setup: (MARKERS[i % len(MARKERS)], PALETTE[i % len(PALETTE)]) for i, setup in enumerate(setups.unique())}
+    for run in runs.unique():
+        mine = (runs == run).to_numpy()
+        points, (marker, colour) = coordinates[mine], looks[setups[mine].iloc[0]]
+        axes.plot(*points.T, "-", color=colour, linewidth=0.7, alpha=0.5, zorder=1)
+        axes.plot(*points[:-1].T, marker, color=colour, markersize=3.5, alpha=0.6, markeredgewidth=0)
+        axes.plot(*points[-1:].T, marker, color=colour, markersize=8, alpha=0.85, markeredgewidth=0)
+    handles = [Line2D([], [], color=colour, marker=marker, linestyle="") for marker, colour in looks.values()]
     axes.set(title=title, xlabel="first principal component", ylabel="second principal component")
-    _legend_below(figure, handles, list(setups.unique()), columns=2)
+    _legend_below(figure, handles, list(looks), columns=2)
+    return figure
+
+
+@_styled
+def neighbours(table: pd.DataFrame, measures: dict[str, str], title: str) -> Figure:
+    """What a policy shares with its nearest neighbour, by what represents policies: a panel per measure.
+
+    Args:
+        table: columns `ablation, value`, and of each measure its value, `<measure>_low` and `<measure>_high`.
+        measures: columns to show, and what to call them.
+        title: above the figure.
+    """
+    figure, grid = plt.subplots(
+        1, len(measures), figsize=(WIDTH, 0.2 * len(table) + 1.2), layout="constrained", sharey=True, squeeze=False
+    )
+    groups = table["ablation"].to_numpy()
+    places = np.arange(len(table)) + np.concatenate([[0], (groups[1:] != groups[:-1]).cumsum()])
+    for axes, (measure, label) in zip(grid[0], measures.items(), strict=True):
+        for index, group in enumerate(dict.fromkeys(groups)):
+            rows = groups == group
+            part = table[rows]
+            ends = np.stack([part[measure] - part[f"{measure}_low"], part[f"{measure}_high"] - part[measure]])
+            axes.errorbar(
+                part[measure], places[rows], xerr=np.nan_to_num(np.abs(ends)), fmt=MARKERS[index],
+                color=PALETTE[index], markersize=5, capsize=2, elinewidth=1.1,
+            )  # fmt: skip
+        axes.set_xlabel(label, fontsize="small")
+        axes.grid(axis="x", color=GRID_LINE, linewidth=0.5)
+    labels = [
+        value if group == "representation" else f"{group}: {value}"
+        for group, value in zip(groups, table["value"], strict=True)
+    ]
+    grid[0, 0].set(yticks=places, yticklabels=labels, ylim=(places[-1] + 0.7, -0.7))
+    grid[0, 0].tick_params(axis="y", labelsize="small")
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+@_styled
+def learning_curve(curve: pd.DataFrame, goals: dict[str, float], labels: dict[str, str], title: str) -> Figure:
+    """Scores against the number of layouts that a model was fitted on, a panel per score.
+
+    Args:
+        curve: columns `layouts` and the scores; a row per draw.
+        goals: what was to be reached, by score.
+        labels: of the scores shown, in order.
+        title: above the figure.
+    """
+    figure, grid = plt.subplots(1, len(labels), figsize=(WIDTH, 3.0), layout="constrained", squeeze=False)
+    counts = curve["layouts"].unique()
+    for axes, (score, label) in zip(grid[0], labels.items(), strict=True):
+        axes.plot("layouts", score, "o", data=curve, color=PALETTE[0], markersize=4, alpha=0.7, markeredgewidth=0)
+        axes.plot(counts, curve.groupby("layouts")[score].median(), color=PALETTE[0], linewidth=1.2)
+        axes.axhline(goals[score], color="black", linewidth=0.8, linestyle="--")
+        axes.set(xscale="log", xticks=counts, xticklabels=counts, xlabel="layouts fitted on")
+        axes.minorticks_off()
+        axes.set_title(label, fontsize="small")
+        axes.tick_params(labelsize="small")
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.distance import cdist
 from scipy.stats import bootstrap, trim_mean
 
 LEVEL = 0.95  # of every interval
@@ -146,21 +145,3 @@ def seconds_summary(timings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     summary = groups[[*TOTAL_SECONDS, "seconds"]].median()
     summary["low"], summary["high"] = (groups["seconds"].quantile(share) for share in (0.25, 0.75))
     return summary.join(groups[measured].median()).reset_index()
-
-
-def neighbour_agreement(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """How often the nearest neighbour of a point has its label, neighbours of its own group left out.
-
-    Args:
-        vectors: float (P, D); near is Euclidean.
-        labels: of the points, (P,).
-        groups: of the points, (P,); points of a group are near copies of each other.
-
-    Returns:
-        Share of the points whose nearest neighbour agrees, and the share that a random neighbour would reach.
-    """
-    others = groups[:, None] != groups[None, :]
-    alike = labels[:, None] == labels[None, :]
-    distances = np.where(others, cdist(vectors, vectors), np.inf)
-    agrees = alike[np.arange(len(labels)), distances.argmin(axis=1)]
-    return float(agrees.mean()), float(((alike & others).sum(axis=1) / others.sum(axis=1)).mean())

@@ -33,13 +33,33 @@ def legend_of(figure):
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def test_a_map_shows_every_policy_by_what_it_was_trained_for():
+def test_a_map_shows_every_policy_by_what_it_was_trained_for_and_joins_its_snapshots():
     points = np.random.default_rng(0).normal(size=(10, 2))
-    figure = plots.embedding_map(points, pd.Series(["path", "gold"] * 5), "map")
+    runs = pd.Series(list("aaaabbbbbb"))
+    figure = plots.embedding_map(points, runs.map({"a": "path", "b": "gold"}), runs, "map")
     lines = figure.axes[0].lines
-    assert [len(line.get_xdata()) for line in lines] == [5, 5]
-    assert lines[0].get_marker() != lines[1].get_marker()
+    assert [len(line.get_xdata()) for line in lines] == [4, 3, 1, 6, 5, 1]
+    assert lines[1].get_marker() == lines[2].get_marker() != lines[4].get_marker()
+    assert lines[2].get_markersize() > lines[1].get_markersize()
     assert legend_of(figure) == ["path", "gold"]
+
+
+def test_what_neighbours_share_has_a_row_per_representation():
+    table = pd.DataFrame({"ablation": ["representation"] * 2 + ["gamma"], "value": ["chance", "text", "0.9"]})
+    for name in ("cells", "gap"):
+        table[[name, f"{name}_low", f"{name}_high"]] = [[0.5, 0.4, 0.6]] * 3
+    figure = plots.neighbours(table, {"cells": "same cells", "gap": "difference"}, "neighbours")
+    assert [axes.get_xlabel() for axes in figure.axes] == ["same cells", "difference"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["chance", "text", "gamma: 0.9"]
+
+
+def test_a_learning_curve_shows_every_draw_and_the_goal():
+    curve = pd.DataFrame({"layouts": [2, 2, 4], "r2": [-50.0, 0.5, 0.9], "nmae": [0.2, 0.1, 0.05]})
+    figure = plots.learning_curve(curve, {"r2": 0.8, "nmae": 0.1}, {"r2": "R2", "nmae": "error"}, "curve")
+    first = figure.axes[0]
+    assert first.lines[0].get_xdata().tolist() == [2, 2, 4]
+    assert first.lines[2].get_ydata()[0] == 0.8
+    assert [axes.get_title() for axes in figure.axes] == ["R2", "error"]
 
 
 def test_predictions_of_stuck_policies_stand_apart():

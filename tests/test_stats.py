@@ -7,7 +7,6 @@ from lever_lib.stats import (
     improvement,
     interquartile_mean,
     interval,
-    neighbour_agreement,
     seconds_summary,
     summarise,
 )
@@ -28,16 +27,6 @@ def test_equal_shares_have_equal_intervals():
     results = pd.concat([part.assign(strategy=name, method="m") for name in ("targeted", "hybrid")])
     summary = summarise(results, KEYS, np.random.default_rng(0))
     assert summary.loc[0, ["low", "high"]].tolist() == summary.loc[1, ["low", "high"]].tolist()
-
-
-def test_neighbours_are_looked_for_in_other_groups():
-    vectors = np.array([[0.0], [0.1], [1.0], [1.1], [5.0]])
-    labels = np.array(["a", "a", "b", "b", "a"])
-    groups = np.array([0, 0, 1, 2, 3])
-    # 0 and 1 may not see each other and find 2 (b); 2 and 3 find each other; 4 finds 3 (b)
-    agreement, chance = neighbour_agreement(vectors, labels, groups)
-    assert agreement == 2 / 5
-    assert chance == pytest.approx((1 / 3 + 1 / 3 + 1 / 4 + 1 / 4 + 2 / 4) / 5)
 
 
 def column(values):
