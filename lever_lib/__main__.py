@@ -311,7 +311,7 @@ def _verified(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _reset(options: argparse.Namespace) -> None:
-    from lever_lib.artifacts import STUDY, clear, outputs_root, shown
+    from lever_lib.artifacts import LASTING, clear, outputs_root, shown
     from lever_lib.params import load_params
 
     load_params(options.spec)
@@ -323,7 +323,7 @@ def _reset(options: argparse.Namespace) -> None:
     if options.json:
         _say(json.dumps({"spec": options.spec, "deleted": deleted}))
     elif deleted:
-        kept = f"; {STUDY}/ is kept" if folder.is_dir() else ""
+        kept = "".join(f"; {name}/ is kept" for name in LASTING if (folder / name).is_dir())
         _say(f"deleted {shown(folder)}{kept}. What is in git comes back with git checkout, the rest with ./run_all.sh")
     else:
         _say(f"nothing was deleted{'' if folder.is_dir() else f': {shown(folder)} is not there'}")

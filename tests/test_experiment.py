@@ -1,6 +1,7 @@
 import hashlib
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -8,7 +9,7 @@ from lever_lib.artifacts import Outputs
 from lever_lib.composition import METHODS, Pool
 from lever_lib.envs.rewards import reward_system
 from lever_lib.experiment import experiment_jobs, load_results, run_job
-from lever_lib.params import Execution
+from lever_lib.params import Execution, Pi2Vec
 from lever_lib.policies.base import CellPolicy
 from lever_lib.queries import QUERIES, QUERY_CLASSES
 from lever_lib.rollout import evaluate
@@ -224,3 +225,21 @@ def test_another_root_seed_gives_other_policies(smoke, smoke_params, tmp_path):
     other = build_library(params, Outputs("smoke", params, tmp_path))
     assert (other.q_tables != smoke.library.q_tables).any()
     assert (other.layout(0).cells == smoke.library.layout(0).cells).all(), "layouts have streams of their own"
+
+
+def test_with_a_network_for_exact_embeddings_the_whole_pipeline_runs(smoke, smoke_params, tmp_path):
+    budgets = {"X1": smoke_params.libraries["X1"]}
+    params = replace(smoke_params, libraries=budgets, pi2vec=Pi2Vec(method="network", canonical_states=8))
+    learned = build_everything(params, Outputs("smoke", params, tmp_path))
+    results = load_results(Outputs("smoke", params, tmp_path)).results
+    embedder = learned.embeddings.embedder(learned.library.layout(1))
+    assert embedder.settings == params.pi2vec, "composed policies are embedded as the library is"
+    mine = np.flatnonzero(learned.library.policies["seed"] == "0001")
+    exact = replace(embedder, settings=replace(embedder.settings, method="exact"))
+    true = exact.embed([CellPolicy(actions) for actions in learned.library.actions[mine]]).mean
+    spread = true.std(axis=0)
+    error = np.abs(learned.embeddings.embeddings[mine] - true)[:, spread > 1e-6] / spread[spread > 1e-6]
+    assert 0 < np.median(error) < 0.05
+    assert len(results) == 6 * 4 * 3 * 3
+    assert np.isfinite(results["predicted_return"]).all()
+    assert (results["return"] <= results["optimum"] + 1e-9).all()

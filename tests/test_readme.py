@@ -126,3 +126,30 @@ def test_all_540_published_returns_agree_in_the_committed_comparison():
     rows = [read_table(ROOT / "outputs" / spec / "results" / "published_comparison.csv") for spec in SPECS[1:]]
     assert [len(table) for table in rows] == [270, 270]
     assert all(table["agrees"].all() for table in rows)
+
+
+@pytest.mark.parametrize(("row", "target"), [
+    ("error over that of the best constant", "nmae_over_baseline"),
+    ("R² within a reward", "r2"),
+    ("rank correlation", "spearman"),
+    ("coverage of the 90 % intervals", "coverage"),
+])  # fmt: skip
+def test_its_targets_are_those_of_the_committed_studies(row, target):
+    cells = []
+    for spec in SPECS:
+        mine = pd.read_csv(ROOT / "outputs" / spec / "study" / "targets.csv").set_index("target").loc[target]
+        assert mine["layouts"] == 50
+        cells.append(f"{mine['value']:.3f} [{mine['low']:.3f}, {mine['high']:.3f}]")
+    assert told(row)[2:] == cells
+
+
+@pytest.mark.parametrize("learner", ["published", "improved"])
+def test_its_embeddings_are_those_of_the_committed_studies(learner):
+    cells = []
+    for spec in SPECS:
+        folder = ROOT / "outputs" / spec / "study"
+        results = pd.read_csv(folder / "agreement.csv").set_index("learner").loc[learner]
+        costs = pd.read_csv(folder / "agreement_timings.csv").set_index("learner").loc[learner]
+        speed = f"{costs['policies_per_second']:.3g}"
+        cells.append(f"{results['relative_error']:.1%}, {results['nearest']:.0%}, {speed}")
+    assert told(f"ψ learned, {learner}")[1:] == cells
