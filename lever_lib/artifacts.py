@@ -159,7 +159,11 @@ class Outputs:
         problem = self._files_problem(stage)
         if problem:
             return problem
-        if self.manifest()[stage.name]["key"] != self.key(stage):
+        try:
+            key = self.key(stage)
+        except MissingArtifactError as error:  # of what it depends on outside
+            return str(error)
+        if self.manifest()[stage.name]["key"] != key:
             return f"{shown(self.folder / stage.name)} was built from other params or code"
         sound.add(stage.name)
         return None
@@ -289,7 +293,9 @@ def examine(folder: Path) -> dict[str, Condition]:
     """Compare the files of a spec with its manifest, entry by entry; the manifest comes first if it is at fault."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        orphaned = folder.is_dir() and any(path.is_dir() and path.name not in LASTING for path in folder.iterdir())
+        orphaned = folder.is_dir() and any(
+            path.is_dir() and path.name not in LASTING and not path.name.startswith(".") for path in folder.iterdir()
+        )
         return {"manifest": Condition(True, [manifest], [])} if orphaned else {}
     try:
         entries = read_manifest(folder)

@@ -21,7 +21,7 @@ from lever_lib.envs.features import SLICES
 from lever_lib.envs.gridworld import Layout, States
 from lever_lib.library import Library
 from lever_lib.params import Pi2Vec
-from lever_lib.pi2vec import Embedder, Embeddings, episode_pairs
+from lever_lib.pi2vec import Embedded, Embedder, Embeddings, episode_pairs
 from lever_lib.policies.base import CellPolicy
 from lever_lib.psi_network import LEARNERS, Learner, Pairs, learn
 from lever_lib.rollout import start_state
@@ -64,6 +64,19 @@ def study_behaviour(library: Library, embeddings: Embeddings) -> Behaviour:
     return Behaviour(retrieval(library, embeddings), *agreement(library, embeddings))
 
 
+def learned(library: Library, embeddings: Embeddings) -> Embedded:
+    """The library embedded by a network that sees transitions only, with the improved learner."""
+    parts = [np.empty_like(part) for part in embeddings.embedded]
+    for name, layout in library.layouts.items():
+        rows = np.flatnonzero(library.policies["seed"] == name)
+        settings = Pi2Vec(method="network", gamma=embeddings.settings.gamma)
+        embedder = replace(embeddings.embedder(layout), settings=settings)
+        found = embedder.embed([CellPolicy(actions) for actions in library.actions[rows]])
+        for whole, part in zip(parts, found, strict=True):
+            whole[rows] = part
+    return Embedded(*parts)
+
+
 def standardised(vectors: np.ndarray) -> np.ndarray:
     """Features scaled over policies, float (P, D), and clipped; those that are all alike are left out."""
     spread = vectors.std(axis=0)
@@ -90,6 +103,8 @@ def retrieval(library: Library, embeddings: Embeddings) -> pd.DataFrame:
         policies = library.policies.iloc[rows]
         others = (policies["setup"] + " " + policies["library"]).to_numpy()
         others = others[:, None] != others[None, :]
+        if not len(rows) or not others.any(axis=1).all():
+            continue  # next to nobody moves here
         shared = _shared(library, rows)
         for name, distances in _distances(library, embeddings, layout, rows):
             nearest = others & (distances <= np.where(others, distances, np.inf).min(axis=1, keepdims=True) + 1e-9)
@@ -163,7 +178,7 @@ def ladder() -> dict[str, Learner]:
         "+ standardised features": {"standardise": True},
         "+ layer norm": {"norm": "layer"},
         "+ the same initial weights": {"alike": True},
-        "+ paths from the canonical states": {
+        "+ paths from the canonical states, smaller network": {
             **{"data": "canonical", "hidden": (128, 128), "batch": 64, "epochs": 30},
         },
         "+ target network": {"hold": 20},
@@ -192,20 +207,24 @@ def agreement(library: Library, embeddings: Embeddings) -> tuple[pd.DataFrame, p
             )
             rows = np.flatnonzero(library.policies["seed"] == name)
             policies = [CellPolicy(actions) for actions in library.actions[rows]]
-            exact = embedder.successor_features(policies)[:, :-1].mean(axis=1)
+            exact = embedder.embed(policies)
             picked = np.arange(len(rows))
             if not learner.solved:
                 picked = np.linspace(0, len(rows) - 1, _SAMPLE).round().astype(int)
-            starts = []
+            rounds_found = []
             for number in rounds:
                 started = time.thread_time()
                 seen = _seen(step, learner, library, embedder, rows[picked])
-                starts.append(_means(step, learner, seen, embedder, number))
+                rounds_found.append(_learned(step, learner, seen, embedder, number))
                 seconds += time.thread_time() - started
                 learned += len(picked)
                 pairs += sum(len(part.kind) for part in seen)
-            found.append(_compare(exact, np.stack(starts), picked))
-        worst = np.nanmax(np.median([part.pop("features") for part in found], axis=0))
+            means, starts = (np.stack(parts) for parts in zip(*rounds_found, strict=True))
+            start = _compare(exact.start, starts, picked)
+            found.append(_compare(exact.mean, means, picked) | {"start_error": start["relative_error"]})
+        features = np.stack([part.pop("features") for part in found])
+        told = ~np.isnan(features).all(axis=0)  # by some layout: on another one a feature may never change
+        worst = np.nanmedian(features[:, told], axis=0).max() if told.any() else np.nan
         rng = stream(library.params.root_seed, "bootstrap", "agreement")
         row: dict[str, object] = {"learner": step}
         for name in found[0]:
@@ -256,12 +275,12 @@ def _other_states(library: Library, embedder: Embedder) -> States:
     return States(*(part[picks] for part in recorded))
 
 
-def _means(step: str, learner: Learner, seen: list[Pairs], embedder: Embedder, root_seed: int) -> np.ndarray:
-    """Learned embeddings, float64 (P, D). The published learner learns policy by policy, as it was published."""
+def _learned(step: str, learner: Learner, seen: list[Pairs], embedder: Embedder, root_seed: int) -> Embedded:
+    """Learned embeddings. The published learner learns policy by policy, as it was published."""
     batches = [[pairs] for pairs in seen] if step == "published" else [seen]
-    read, gamma = embedder.state_features[:-1], embedder.gamma
-    psi = [learn(batch, read, embedder.scale, learner, gamma, root_seed) for batch in batches]
-    return np.concatenate(psi).mean(axis=1)
+    read, gamma = embedder.state_features, embedder.gamma
+    psi = np.concatenate([learn(batch, read, embedder.scale, learner, gamma, root_seed) for batch in batches])
+    return Embedded(psi[:, :-1].mean(axis=1), psi[:, -1])
 
 
 def _compare(exact: np.ndarray, learned: np.ndarray, picked: np.ndarray) -> dict[str, np.ndarray | float]:
@@ -291,7 +310,7 @@ def _compare(exact: np.ndarray, learned: np.ndarray, picked: np.ndarray) -> dict
         shares.append((own <= np.where(alike, np.inf, distances).min(axis=1)).mean())
     return {
         "relative_error": np.nanmedian(features),
-        "nearest": np.mean(shares),
+        "nearest": np.mean(shares) if alive.any() else np.nan,
         "spread": np.nanmedian(guess.std(axis=0)),
         "features": features,
     }

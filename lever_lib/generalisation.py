@@ -18,6 +18,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from lever_lib.envs.rewards import EVENTS, SINGLE_OBJECTIVES, RewardSystem
+from lever_lib.forest import fit_forest
 from lever_lib.params import Regressor as Settings
 from lever_lib.pi2vec import Embedded
 from lever_lib.regressor import (
@@ -25,12 +26,10 @@ from lever_lib.regressor import (
     TREES,
     Predictor,
     Table,
-    calibrated,
     candidate_groups,
     fit,
     inputs_of,
     medians,
-    out_of_fold,
     predict_all,
     read_out,
     score_rows,
@@ -41,6 +40,7 @@ from lever_lib.seeding import stream
 from lever_lib.stats import interval
 
 PUBLISHED = "published"
+BY_NETWORK = f"{TREES}, learned embeddings"
 SPLITS_SHOWN = (TREES, STRONGEST)  # candidates that are scored layout by layout too
 VARIANTS: dict[str, tuple[str, ...]] = {  # whose policies a model is fitted on and asked about
     "base": SINGLE_OBJECTIVES,
@@ -98,17 +98,15 @@ class Findings:
     systems: pd.DataFrame
 
 
-def fit_model(table: Table, settings: Settings) -> Predictor:
-    """The regressor of a study: fitted on all layouts, its intervals from layouts left out."""
-    return calibrated(fit(table, settings), table, out_of_fold(table, settings), settings.interval_level)
-
-
-def find_out(train: Table, test: Table, model: Predictor, settings: Settings, root_seed: int) -> Findings:
+def find_out(
+    train: Table, test: Table, learned: Table, model: Predictor, settings: Settings, root_seed: int
+) -> Findings:
     """Fit every candidate on `train` and judge all on `test`.
 
     Args:
         train: policies of the training layouts.
         test: of other layouts.
+        learned: the same policies, embedded by a network that saw their transitions.
         model: the run's regressor, fitted on `train`.
         settings: of it.
         root_seed: of the bootstrap and of which layouts a learning curve draws.
@@ -120,7 +118,8 @@ def find_out(train: Table, test: Table, model: Predictor, settings: Settings, ro
     level = settings.interval_level
     rows = score_rows(test, {name: guesses[name] for name in SPLITS_SHOWN}, {TREES: covered}, level)
     rows = [row for row in rows if row["split"] != "all"]
-    others = {name: guess(train)(test) for name, guess in candidates()}
+    others = {name: guess(train)(test) for name, guess in candidates(settings)}
+    others[BY_NETWORK] = predict_all(model, learned)
     asked = {PUBLISHED: _own(test)}
     rows += score_rows(test, guesses | others, {TREES: covered}, level, splits=(), asked=asked)
     for variant, setups in VARIANTS.items():
@@ -133,14 +132,14 @@ def find_out(train: Table, test: Table, model: Predictor, settings: Settings, ro
     )
 
 
-def candidates() -> Iterator[tuple[str, Callable[[Table], Guess]]]:
+def candidates(settings: Settings) -> Iterator[tuple[str, Callable[[Table], Guess]]]:
     """Name and fit of each candidate but the run's own; a fit takes a table and gives predictions (P, R)."""
     for seen, see in _SEES.items():
         yield f"ridge-returns-{seen}", lambda table, see=see: _fit_returns(table, see, _ridge())
         yield f"ridge-events-{seen}", lambda table, see=see: _fit_events(table, see)
         yield f"trees-returns-{seen}", lambda table, see=see: _fit_returns(table, see, _trees(300, 31, 0.1))
         if seen != "both":
-            yield f"trees-events-{seen}", lambda table, see=see: _fit_tree_events(table, see)
+            yield f"trees-events-{seen}", lambda table, see=see: _fit_tree_events(table, see, settings)
     yield PUBLISHED, _fit_published
 
 
@@ -194,12 +193,9 @@ def _fit_events(table: Table, see: Callable[[Embedded], np.ndarray]) -> Guess:
     return lambda other: read_out(model.predict(view(other)), other.systems)
 
 
-def _fit_tree_events(table: Table, see: Callable[[Embedded], np.ndarray]) -> Guess:
+def _fit_tree_events(table: Table, see: Callable[[Embedded], np.ndarray], settings: Settings) -> Guess:
     """The run's model with less to see."""
-    from lever_lib.forest import fit_forest
-
-    defaults = Settings()
-    forest = fit_forest(see(table.embedded).astype(np.float32), table.counts, defaults.trees, defaults.leaves)
+    forest = fit_forest(see(table.embedded).astype(np.float32), table.counts, settings.trees, settings.leaves)
     return lambda other: read_out(forest.predict(see(other.embedded).astype(np.float32)), other.systems)
 
 
@@ -240,6 +236,7 @@ def _targets(
     """What the regressor was to reach on policies that are not stuck, with bootstrap intervals over layouts."""
     names = np.unique(test.layouts)
     sums: dict[str, list[np.ndarray]] = {"nmae_over_baseline": [], "r2": [], "spearman": [], "coverage": []}
+    middle = test.returns[~test.stuck].mean(axis=0)  # squares of what is far from 0 would cancel
     for name in names:
         mask = (test.layouts == name) & ~test.stuck
         part, guess = test.rows(mask), predicted[mask]
@@ -247,7 +244,8 @@ def _targets(
         ranking = scores(part, guess, candidate_groups(part))
         ranked = ranking["groups"]
         sums["nmae_over_baseline"].append(np.array([np.abs(error).sum(), np.abs(y - baseline[mask]).sum()]))
-        moments = (np.full(y.shape[1], len(y)), y.sum(axis=0), (y**2).sum(axis=0), (error**2).sum(axis=0))
+        off = y - middle
+        moments = (np.full(y.shape[1], len(y)), off.sum(axis=0), (off**2).sum(axis=0), (error**2).sum(axis=0))
         sums["r2"].append(np.concatenate(moments))
         sums["spearman"].append(np.array([ranking["spearman"] * ranked if ranked else 0.0, ranked]))
         sums["coverage"].append(np.array([covered[mask].sum(), covered[mask].size]))
@@ -274,11 +272,13 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def _mean_r2(sums: np.ndarray) -> np.ndarray:
-    """Mean over reward systems of R^2, from moments by layout (..., L, 4 R)."""
+    """Mean over reward systems of R^2, from moments by layout (..., L, 4 R); a constant system does not count."""
     totals = sums.sum(axis=-2)
     count, y, squares, errors = np.moveaxis(totals.reshape(*totals.shape[:-1], 4, -1), -2, 0)
-    spread = squares - y**2 / count
-    return (1 - errors / np.where(spread > 1e-9, spread, np.nan)).mean(axis=-1)
+    spread = squares - y**2 / np.maximum(count, 1)
+    defined = spread > 1e-9 * np.maximum(squares, 1)
+    r2 = np.where(defined, 1 - errors / np.where(defined, spread, 1), 0)
+    return r2.sum(axis=-1) / np.where(defined.any(axis=-1), defined.sum(axis=-1), np.nan)
 
 
 def _learning_curve(train: Table, test: Table, settings: Settings, root_seed: int) -> pd.DataFrame:

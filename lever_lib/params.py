@@ -134,8 +134,8 @@ class Study:
         test, training = self.test_seeds, self.training_seeds
         if set(test) & set(training):
             raise ValueError(
-                f"layouts {test[0]} to {test[-1]} and training layouts {training[0]} to {training[-1]} "
-                "must be apart: what is tested must not have been trained on"
+                f"layouts {test[0]} to {test[-1]} (first_seed, layouts) and {training[0]} to {training[-1]} "
+                "(training_first_seed, training_layouts) must be apart: what is tested must not have been trained on"
             )
         return self
 
@@ -209,6 +209,8 @@ class Params:
                 f"seeds = {list(self.seeds)} must be at least three different numbers: a layout to train on, "
                 "one to calibrate intervals on, one to test on"
             )
+        if self.deep.steps and not set(self.deep.seeds) <= set(self.seeds):
+            raise ValueError(f"deep.seeds = {list(self.deep.seeds)} must be among seeds = {list(self.seeds)}")
         if not self.libraries or not all(_SPEC_NAME.fullmatch(name) for name in self.libraries):
             raise ValueError(
                 f"libraries = {list(self.libraries)} must be at least one name of letters, digits, '.', '_' or '-'"

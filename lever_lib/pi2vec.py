@@ -132,7 +132,12 @@ class Embedder:
         elif episodes is None:
             seen = [self.pairs(policy, start_state(self.layout)) for policy in policies]
         else:
-            seen = [episode_pairs(self.layout, self.tables, episode) for episode in episodes]
+            seen = [
+                episode_pairs(self.layout, self.tables, episode)
+                if len(episode.actions)
+                else self.pairs(policy, start_state(self.layout))  # nothing was recorded: what it would do
+                for policy, episode in zip(policies, episodes, strict=True)
+            ]
         return learn(
             seen, self.state_features, self.scale, self.learner, self.gamma, self.root_seed, self.settings.device
         )
@@ -231,14 +236,13 @@ def extend(embeddings: Embeddings, library: Library, method: str | None = None) 
     seeds = library.policies["seed"].to_numpy()
     for seed in np.unique(seeds[known:]):
         rows = known + np.flatnonzero(seeds[known:] == seed)
-        mean[rows], start[rows] = _embed(grown.embedder(library.layouts[seed]), library, rows)
+        mean[rows], start[rows] = _embed_layout(_job(grown.embedder(library.layouts[seed]), library, rows))
     return replace(grown, settings=embeddings.settings)
 
 
-def _embed(embedder: Embedder, library: Library, rows: np.ndarray) -> Embedded:
-    """Embed policies of one layout of a library."""
-    policies = [CellPolicy(actions) for actions in library.actions[rows]]
-    return embedder.embed(policies, [library.episodes[row] for row in rows])
+def _job(embedder: Embedder, library: Library, rows: np.ndarray) -> _EmbeddingJob:
+    """What it takes to embed policies of one layout, without a file, so that it can be done anywhere."""
+    return _EmbeddingJob(embedder, library.actions[rows], [library.episodes[row] for row in rows], rows)
 
 
 def draw_canonical_states(library: Library, layout: Layout, count: int, rng: np.random.Generator) -> States:
@@ -381,21 +385,21 @@ def _path_features(
 @dataclass(frozen=True)
 class _EmbeddingJob:
     embedder: Embedder
-    library: Library
-    rows: np.ndarray  # of the layout's policies in the library
+    actions: np.ndarray  # int8 (policies of the layout, S)
+    episodes: list[Episode]  # recorded, one of each
+    rows: np.ndarray  # of these policies in the library
 
 
 def _embedding_job(library: Library, layout: Layout) -> _EmbeddingJob:
     canonical = _canonical_states(library, layout)
     rows = np.flatnonzero(library.policies["seed"] == layout.name)
     params = library.params
-    return _EmbeddingJob(
-        Embedder(layout, canonical, feature_tables(layout), params.pi2vec, params.root_seed), library, rows
-    )
+    embedder = Embedder(layout, canonical, feature_tables(layout), params.pi2vec, params.root_seed)
+    return _job(embedder, library, rows)
 
 
 def _embed_layout(job: _EmbeddingJob) -> Embedded:
-    return _embed(job.embedder, job.library, job.rows)
+    return job.embedder.embed([CellPolicy(actions) for actions in job.actions], job.episodes)
 
 
 def _write(library: Library, folder: Path, jobs: list[_EmbeddingJob], embedded: list[Embedded]) -> None:

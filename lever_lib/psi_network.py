@@ -127,7 +127,7 @@ def learn(
         learner: settings.
         gamma: discount per step, in [0, 1).
         root_seed: of the initial weights.
-        device: `cpu` or a GPU that PyTorch knows, e.g. `cuda`.
+        device: `cpu`, `cuda`, or one of several GPUs, e.g. `cuda:1`.
 
     Raises:
         LeverError: if a policy comes without a pair, or the device is not there.
@@ -154,10 +154,13 @@ def learn(
 def _device(name: str) -> torch.device:
     import torch
 
+    kind, _, number = name.partition(":")
     try:
+        if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+            raise RuntimeError
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):  # what PyTorch raises for a name it does not know and for a missing driver
+    except (RuntimeError, AssertionError):  # what PyTorch raises where there is no driver, or no such number
         raise LeverError(f"pi2vec.device = {name!r}: this machine has no such device; cpu always works") from None
     return device
 

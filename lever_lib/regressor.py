@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,7 +182,7 @@ def training_table(library: Library, embeddings: Embeddings) -> Table:
 
 
 def fit(table: Table, settings: Settings) -> Predictor:
-    """A model without interval; `calibrated` adds it."""
+    """A model without intervals; `fit_calibrated` makes one with them."""
     forest = fit_forest(inputs_of(table.embedded), table.counts, settings.trees, settings.leaves)
     return Predictor(forest, {}, medians(table))
 
@@ -213,17 +213,20 @@ def out_of_fold(table: Table, settings: Settings) -> np.ndarray:
 def half_widths(table: Table, predicted: np.ndarray, level: float) -> dict[str, float]:
     """Half-width of a prediction interval per reward system: a quantile of absolute errors on layouts left out.
 
-    Source: split conformal prediction, with layouts as groups (Vovk et al., 2005; Dunn et al., 2022).
+    A layout is what repeats: policies of one share its difficulties, so layouts are counted, not policies.
+
+    Source: conformal prediction for groups, their errors pooled (Vovk et al., 2005; Dunn et al., 2022).
     """
     errors = np.abs(table.returns - predicted)
-    rank = min(1.0, level * (1 + 1 / len(errors)))
+    rank = min(1.0, level * (1 + 1 / len(np.unique(table.layouts))))  # of few layouts: the greatest error
     widths = np.quantile(errors, rank, axis=0, method="higher")
     return {system.name: float(width) for system, width in zip(table.systems, widths, strict=True)}
 
 
-def calibrated(predictor: Predictor, table: Table, predicted: np.ndarray, level: float) -> Predictor:
-    """`predictor` with the interval that errors on other layouts ask for."""
-    return Predictor(predictor.forest, half_widths(table, predicted, level), predictor.medians)
+def fit_calibrated(table: Table, settings: Settings) -> Predictor:
+    """A model of all layouts of a table; its intervals come from errors on layouts left out in turn."""
+    widths = half_widths(table, out_of_fold(table, settings), settings.interval_level)
+    return replace(fit(table, settings), half_widths=widths)
 
 
 def scores(
@@ -362,25 +365,19 @@ def _from_study(table: Table, outputs: Outputs) -> tuple[dict[str, Predictor], d
 def leave_one_out(table: Table, settings: Settings) -> tuple[dict[str, Predictor], dict[str, np.ndarray]]:
     """One model per layout left out and one of all, and what those that left it out predict of each layout.
 
-    The interval of a layout comes from the errors on the other layouts.
+    Neither a model nor its interval has seen the layout that was left out.
     """
-    names = np.unique(table.layouts)
-    fitted = {name: fit(table.rows(table.layouts != name), settings) for name in names} | {
-        ALL_LAYOUTS: fit(table, settings)
-    }
     predicted: dict[str, np.ndarray] = {}
-    for name in names:
+    models = {}
+    for name in np.unique(table.layouts):
         held_out = table.layouts == name
         part = table.rows(held_out)
-        guesses = {TREES: predict_all(fitted[name], part)} | fitted[name].medians.predict(part)
+        models[name] = fit_calibrated(table.rows(~held_out), settings)
+        guesses = {TREES: predict_all(models[name], part)} | models[name].medians.predict(part)
         for model, guess in guesses.items():
             predicted.setdefault(model, np.empty_like(table.returns))[held_out] = guess
-    models = {}
-    for name, predictor in fitted.items():
-        others = table.layouts != name
-        guesses = predicted[TREES][others]
-        models[name] = calibrated(predictor, table.rows(others), guesses, settings.interval_level)
-    return models, predicted
+    widths = half_widths(table, predicted[TREES], settings.interval_level)
+    return models | {ALL_LAYOUTS: replace(fit(table, settings), half_widths=widths)}, predicted
 
 
 def load_regressor(outputs: Outputs) -> Regressor:
@@ -433,7 +430,8 @@ def write_models(models: dict[str, Predictor], about: dict[str, Any], path: Path
     tensors = {}
     for name, model in models.items():
         parts = model.forest._asdict() | model.medians._asdict()
-        parts["half_widths"] = np.array([model.half_widths[system] for system in REWARD_SYSTEMS])
+        widest = max(model.half_widths.values())  # what a system that came later gets
+        parts["half_widths"] = np.array([model.half_widths.get(system, widest) for system in REWARD_SYSTEMS])
         tensors |= {f"{name}/{part}": np.atleast_1d(array) for part, array in parts.items()}
     # A single entry: several would be written in any order, and the same model must be the same bytes.
     facts = {"models": list(models), "systems": list(REWARD_SYSTEMS), "events": list(EVENTS), **about}
@@ -470,7 +468,7 @@ def read_models(path: Path, params: Params) -> tuple[dict[str, Predictor], dict[
             raise LeverError("it holds other things")
     except FileNotFoundError:
         raise MissingArtifactError(f"{shown(path)} is missing") from None
-    except (SafetensorError, LeverError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, LeverError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MissingArtifactError(f"{shown(path)}: no regressor can be read from it ({error})") from None
     return models, about
 
@@ -501,7 +499,8 @@ class StudyModel:
 def model_facts(params: Params) -> dict[str, Any]:
     """What a model must share with the policies it judges."""
     settings = resolved(params)
-    return {"grid": settings["grid"], "gamma": settings["pi2vec"]["gamma"]}
+    fitted = {name: value for name, value in settings["regressor"].items() if name != "source"}
+    return {"grid": settings["grid"], "pi2vec.gamma": settings["pi2vec"]["gamma"], "regressor": fitted}
 
 
 def _find_model(outputs: Outputs) -> tuple[Path, str] | None:
@@ -538,12 +537,16 @@ def load_model(outputs: Outputs) -> StudyModel:
     if found is None:
         raise MissingArtifactError(f"regressor.source = study: {spec} has no model yet; {way_out}")
     path, _ = found
-    models, about = read_models(path, params)
-    wanted = model_facts(params)
-    different = [key for key, value in wanted.items() if about.get(key) != value]
+    try:
+        models, about = read_models(path, params)
+        layouts = tuple(seed_name(seed) for seed in about["layouts"])
+        if not layouts:
+            raise LeverError(f"{shown(path)}: does not say which layouts it was fitted on")
+    except (LeverError, KeyError, TypeError) as error:
+        raise MissingArtifactError(f"{error}; {way_out}") from None
+    different = [key for key, value in model_facts(params).items() if about.get(key) != value]
     if different:
         raise LeverError(f"regressor.source = study: {shown(path)} was fitted with another {different[0]}; {way_out}")
-    layouts = tuple(about.get("layouts", ()))
     seen = {seed_name(seed) for seed in params.seeds} & set(layouts)
     if seen:
         raise LeverError(

@@ -62,8 +62,8 @@ _ROW_COLUMNS = [
     *("scratch_return", "best_single_return", "predicted_return", "stuck"),
 ]
 _READ = ("grid", "seeds", "root_seed", "libraries", "sarsa", "pi2vec", "regressor", "search", "study")
-_MODEL_READ = ("grid", "root_seed", "libraries", "sarsa", "pi2vec", "regressor")
-_TABLE, _TRAINING = "table.npz", "training.npz"
+_MODEL_READ = ("grid", "root_seed", "libraries", "sarsa", "pi2vec")
+_TABLE, _LEARNED, _TRAINING = "table.npz", "learned.npz", "training.npz"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,11 @@ def absent(outputs: Outputs) -> str:
 
 def _key(params: Params, read: tuple[str, ...] = _READ) -> str:
     """Hash of the params that a study depends on. Code may change without a study of half an hour being void."""
-    return _hash({name: value for name, value in resolved(params).items() if name in read})
+    settings = {name: value for name, value in resolved(params).items() if name in read}
+    del settings["pi2vec"]["device"]  # where something is computed changes nothing
+    if params.pi2vec.method == "exact":
+        del settings["pi2vec"]["learner"]  # nothing is learned
+    return _hash(settings)
 
 
 def _hash(content: Any) -> str:
@@ -174,7 +178,8 @@ def fit_model(outputs: Outputs) -> None:
     params = outputs.params
     check_seeds(params)
     seeds = params.study.training_seeds
-    made_of = _hash([_key(params, _MODEL_READ), list(seeds), source_hash("lever_lib.regressor")])
+    facts = regressor.model_facts(params)
+    made_of = _hash([_key(params, _MODEL_READ), facts, list(seeds), source_hash("lever_lib.study")])
     entry = outputs.manifest().get(MODEL)
     if entry and entry.get("made_of") == made_of and not damaged_files(outputs.folder, entry):
         return
@@ -182,9 +187,9 @@ def fit_model(outputs: Outputs) -> None:
     parts = _parts(outputs, list(seeds), work, (_TABLE,), _train_part)
     table = joined([load_table(part / _TABLE, _systems(params)) for part in parts])
     sys.stderr.write(f"{outputs.spec}: fitting the regressor on {len(seeds)} layouts\n")
-    model = generalisation.fit_model(table, params.regressor)
+    model = regressor.fit_calibrated(table, params.regressor)
     draft = _draft(work)
-    about = regressor.model_facts(params) | {"layouts": [seed_name(seed) for seed in seeds]}
+    about = facts | {"layouts": [seed_name(seed) for seed in seeds]}
     regressor.write_models({ALL_LAYOUTS: model}, about, draft / MODEL_FILE)
     save_table(table, draft / _TRAINING)
     _publish(outputs, MODEL, work, {"key": _key(params, _MODEL_READ), "made_of": made_of})
@@ -212,21 +217,19 @@ def run_study(outputs: Outputs) -> Study:
         LeverError: if one of its layouts is one of the spec's own, or cannot be drawn.
     """
     params = outputs.params
+    if up_to_date(outputs):
+        return find_study(outputs)
     fit_model(outputs)
     models, judge = _judge(outputs)
     others = _other_models(outputs)
-    compared = {spec: file_hash(path) for spec, (path, _) in others.items()}
-    made_of = _hash([_key(params), file_hash(judge), compared, source_hash("lever_lib.study")])
-    known, entry = find_study(outputs), outputs.manifest().get(STUDY, {})
-    if known and entry.get("made_of") == made_of:
-        return known
+    made_of = _made_of(params, judge)
     work = _work_folder(outputs, STUDY, made_of)
 
     def ask(part: Outputs, draft: Path) -> None:
         """Everything that is asked of a few layouts; pi2vec itself is studied on the first ones."""
         _ask_part(part, models, draft, part.params.seeds[0] == params.study.first_seed)
 
-    parts = _parts(outputs, list(params.study.test_seeds), work, (*experiment.STAGE.files, _TABLE), ask)
+    parts = _parts(outputs, list(params.study.test_seeds), work, (*experiment.STAGE.files, _TABLE, _LEARNED), ask)
     found = [Tables(*(read_table(part / name) for name in experiment.STAGE.files)) for part in parts]
     tables = Tables(*(pd.concat([vars(part)[name] for part in found], ignore_index=True) for name in vars(found[0])))
     draft = _draft(work)
@@ -235,10 +238,26 @@ def run_study(outputs: Outputs) -> Study:
     measure_costs(params).to_csv(draft / _COSTS, index=False)
     for name in _BEHAVIOUR:
         shutil.copy(parts[0] / name, draft / name)
-    test = joined([load_table(part / _TABLE, _systems(params)) for part in parts])
-    _write_findings(outputs, test, others, draft)
+    test, learned = (
+        joined([load_table(part / name, _systems(params)) for part in parts]) for name in (_TABLE, _LEARNED)
+    )
+    _write_findings(outputs, test, learned, others, draft)
     _publish(outputs, STUDY, work, {"key": _key(params), "made_of": made_of})
     return find_study(outputs)
+
+
+def up_to_date(outputs: Outputs) -> bool:
+    """Whether the study of a spec is whole, and was made by this code with the regressor that is there now."""
+    entry, source = outputs.manifest().get(STUDY, {}), outputs.params.regressor.source
+    judge = outputs.folder / (f"{MODEL}/{MODEL_FILE}" if source == "study" else f"regressor/{regressor.STAGE.files[0]}")
+    if not find_study(outputs) or not judge.is_file():
+        return False
+    return entry.get("made_of") == _made_of(outputs.params, judge)
+
+
+def _made_of(params: Params, judge: Path) -> str:
+    """Hash of everything that a study comes from; models of other specs, which are tried on its layouts, apart."""
+    return _hash([_key(params), file_hash(judge), source_hash("lever_lib.study")])
 
 
 def _judge(outputs: Outputs) -> tuple[Regressor, Path]:
@@ -256,7 +275,7 @@ def _judge(outputs: Outputs) -> tuple[Regressor, Path]:
 
 
 def _other_models(outputs: Outputs) -> dict[str, tuple[Path, int]]:
-    """Models of other specs that see policies as this one's does, by spec: file and grid size."""
+    """Models of other grid sizes that see policies as this spec's does, by spec: file and grid size."""
     found = {}
     for spec in available_specs():
         try:
@@ -264,18 +283,21 @@ def _other_models(outputs: Outputs) -> dict[str, tuple[Path, int]]:
             model = regressor.load_model(other) if spec != outputs.spec else None
         except LeverError:  # no model, or none of its params: nothing to compare with
             continue
-        if model and feature_count(other.params.grid.size) == feature_count(outputs.params.grid.size):
+        sizes = [settings.grid.size for settings in (other.params, outputs.params)]
+        if model and sizes[0] != sizes[1] and feature_count(sizes[0]) == feature_count(sizes[1]):
             found[spec] = model.path, other.params.grid.size
     return found
 
 
-def _write_findings(outputs: Outputs, test: Table, others: dict[str, tuple[Path, int]], draft: Path) -> None:
+def _write_findings(
+    outputs: Outputs, test: Table, learned: Table, others: dict[str, tuple[Path, int]], draft: Path
+) -> None:
     """How the spec's model, the other candidates and the models of other specs do on the test layouts."""
     params = outputs.params
     sys.stderr.write(f"{outputs.spec}: judging regressors on {params.study.layouts} layouts\n")
     own = regressor.load_model(outputs).predictor
     train = load_table(outputs.folder / MODEL / _TRAINING, test.systems)
-    findings = generalisation.find_out(train, test, own, params.regressor, params.root_seed)
+    findings = generalisation.find_out(train, test, learned, own, params.regressor, params.root_seed)
     for name, table in vars(findings).items():
         table.to_csv(draft / f"{name}.csv", index=False)
     models = {
@@ -293,7 +315,9 @@ def _ask_part(outputs: Outputs, models: Regressor, draft: Path, first: bool) -> 
         behaviour.study_behaviour(policies, embeddings).write(draft)
     texts = index.build_index(policies, outputs)
     retriever = Retriever(policies, embeddings, models, texts, outputs.params.search.cosine_gate)
-    save_table(training_table(policies, embeddings), draft / _TABLE)
+    table = training_table(policies, embeddings)
+    save_table(table, draft / _TABLE)
+    save_table(replace(table, embedded=behaviour.learned(policies, embeddings)), draft / _LEARNED)
     run_experiment(experiment_jobs(retriever), outputs.params.execution, "composing").write(draft)
 
 
@@ -370,7 +394,8 @@ def main(arguments: list[str] | None = None) -> int:
         for outputs in specs:
             check_seeds(outputs.params)
         for outputs in specs:
-            fit_model(outputs)
+            if not up_to_date(outputs):
+                fit_model(outputs)
         for outputs in specs:
             study = run_study(outputs)
             sys.stdout.write(f"{outputs.spec}: study of {study.layouts} layouts in {shown(study.folder)}\n")

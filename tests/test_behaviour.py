@@ -21,16 +21,22 @@ def test_the_ladder_starts_and_ends_where_it_should_and_changes_one_thing_at_a_t
     steps = ladder()
     assert steps["published"] is LEARNERS["published"]
     assert steps["improved"] is steps[ELSEWHERE] is LEARNERS["improved"]
-    names = list(steps)[:5]
-    for before, after in pairwise(names):
-        changed = [name for name, value in vars(steps[after]).items() if value != vars(steps[before])[name]]
-        assert len(changed) == 1, after
+    changes = []
+    for before, after in pairwise(list(steps)):
+        changes.append({name for name, value in vars(steps[after]).items() if value != vars(steps[before])[name]})
+    assert changes[:4] == [{"ends"}, {"standardise"}, {"norm"}, {"alike"}]
+    assert changes[4] == {"data", "hidden", "batch", "epochs"}, "so many more pairs take a smaller network"
+    assert changes[5] == {"hold"}
+    assert "solved" in changes[6]
+    assert changes[7] == set()
 
 
 def test_the_improved_learner_agrees_with_the_exact_embeddings(found):
     results = found[0].set_index("learner")
     assert results.loc["improved", "relative_error"] < 0.05
     assert results.loc["improved", "worst_feature"] < 0.05
+    assert results.loc["improved", "start_error"] < 0.05
+    assert results.loc["published", "start_error"] > 0.5
     assert results.loc["improved", "nearest"] >= 0.95
     assert results.loc["published", "relative_error"] > 0.5
     assert results.loc[ELSEWHERE, "relative_error"] > results.loc["improved", "relative_error"]
@@ -101,6 +107,31 @@ def test_equally_near_neighbours_count_alike(smoke, monkeypatch):
         same = (setups[:, None] == setups[None, :]) & others
         expected.append((same.sum(axis=1) / others.sum(axis=1)).mean())
     assert table["same_objective"].iloc[0] == pytest.approx(np.mean(expected))
+
+
+def test_a_layout_where_next_to_nobody_moves_is_left_out(smoke):
+    stuck = smoke.library.policies["stuck"] | (smoke.library.policies["seed"] == "0001")
+    library = replace(smoke.library)
+    vars(library).update({**vars(smoke.library), "policies": smoke.library.policies.assign(stuck=stuck)})
+    table = retrieval(library, smoke.embeddings)
+    assert (table["layouts"] == 2).all()
+    assert table.notna().all(axis=None)
+
+
+def test_a_feature_that_is_constant_on_one_layout_still_counts(smoke, monkeypatch):
+    found = iter([np.array([0.01, np.nan]), np.array([0.01, 5.0]), np.array([0.01, 5.0])] * 20)
+    plain = behaviour._compare
+    monkeypatch.setattr(behaviour, "ladder", lambda: {"improved": LEARNERS["improved"]})
+    monkeypatch.setattr(behaviour, "_FAST_STARTS", 1)
+    calls = []
+
+    def compare(exact, learned, picked):
+        calls.append(0)
+        result = plain(exact, learned, picked)
+        return result | ({"features": next(found)} if len(calls) % 2 == 0 else {})
+
+    monkeypatch.setattr(behaviour, "_compare", compare)
+    assert agreement(smoke.library, smoke.embeddings)[0]["worst_feature"].item() == 5
 
 
 def test_standardised_features_are_alike_in_size_and_clipped():

@@ -1,10 +1,13 @@
 """Black boxes at toy size: the records are those of any source, and the rest of the code asks no questions."""
 
 import shutil
+import sys
+import tempfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from lever_lib import deep
 from lever_lib.api import OpenLibrary
@@ -98,6 +101,27 @@ def test_the_same_job_gives_the_same_policies(trained, smoke_params):
         assert (one.visits == other.visits).all()
 
 
+def test_training_leaves_nothing_behind(smoke_params, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    threads = torch.get_num_threads()
+    train_black_box(job(PPO, smoke_params, 100))
+    assert not list(tmp_path.iterdir())
+    assert torch.get_num_threads() == threads
+
+
+def test_the_jobs_own_reward_pays(smoke_params):
+    legacy = reward_system("gold", legacy_gold_exit=True)
+    assert GridWorldEnv("smoke", make_layout(smoke_params.grid, 0), legacy).system is legacy
+
+
+def test_without_the_package_one_line_says_so(smoke_params, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("stable_baselines3")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(LeverError, match=r"deep.steps: needs stable-baselines3; pip install"):
+        train_black_box(job(DQN, smoke_params))
+
+
 def test_records_survive_their_file(trained, tmp_path):
     records = [*trained["dqn"], *trained["ppo"]]
     save_records(records, tmp_path / "policies.npz")
@@ -107,9 +131,11 @@ def test_records_survive_their_file(trained, tmp_path):
             assert name in ("train_seconds", "episode") or np.array_equal(found, value), name
         for a, b in zip(one.episode, other.episode, strict=True):
             assert np.array_equal(a, b)
-    (tmp_path / "policies.npz").write_bytes(b"nothing")
-    with pytest.raises(LeverError, match="no policies can be read"):
-        load_records(tmp_path / "policies.npz")
+    whole = (tmp_path / "policies.npz").read_bytes()
+    for harmed in (b"nothing", b"", whole[: len(whole) // 2]):
+        (tmp_path / "policies.npz").write_bytes(harmed)
+        with pytest.raises(LeverError, match="no policies can be read"):
+            load_records(tmp_path / "policies.npz")
 
 
 def test_black_boxes_join_are_embedded_by_a_network_found_and_composed(trained, smoke, smoke_params):

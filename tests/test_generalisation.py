@@ -8,18 +8,19 @@ import pytest
 from lever_lib import generalisation
 from lever_lib.envs.rewards import EVENTS, REWARD_SYSTEMS
 from lever_lib.generalisation import (
+    BY_NETWORK,
     PUBLISHED,
     VARIANTS,
     candidates,
     find_out,
-    fit_model,
     joined,
     load_table,
     save_table,
     transfer_rows,
 )
 from lever_lib.params import Regressor as Settings
-from lever_lib.regressor import STRONGEST, TREES, predict_all, training_table
+from lever_lib.pi2vec import Embedded
+from lever_lib.regressor import STRONGEST, TREES, fit_calibrated, predict_all, scores, training_table
 from tests.test_regressor import planted
 
 SETTINGS = Settings(trees=30)
@@ -32,13 +33,19 @@ def labelled(policies=480, layouts=6, seed=0):
     return replace(table, policies=table.policies.assign(setup=setups))
 
 
+def blurred(table):
+    """As a network would embed the same policies."""
+    noise = np.random.default_rng(5)
+    return replace(table, embedded=Embedded(*(part + noise.normal(0, 0.3, part.shape) for part in table.embedded)))
+
+
 @pytest.fixture(scope="module")
 def found():
     train, test = labelled(), labelled(seed=1)
-    model = fit_model(train, SETTINGS)
+    model = fit_calibrated(train, SETTINGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generalisation, "_CURVE", (2,))
-        return find_out(train, test, model, SETTINGS, 0), train, test, model
+        return find_out(train, test, blurred(test), model, SETTINGS, 0), train, test, model
 
 
 def test_a_table_survives_its_file(smoke, tmp_path):
@@ -48,7 +55,7 @@ def test_a_table_survives_its_file(smoke, tmp_path):
     assert again.policies.equals(table.policies.astype(again.policies.dtypes))
     assert (again.returns == table.returns).all()
     np.testing.assert_allclose(again.embedded.start, table.embedded.start, rtol=1e-6)
-    model = fit_model(table, SETTINGS)
+    model = fit_calibrated(table, SETTINGS)
     assert (predict_all(model, again) == predict_all(model, table)).all(), "a model sees single precision anyway"
     parts = [table.rows(table.layouts == name) for name in np.unique(table.layouts)]
     assert len(joined(parts).returns) == len(table.returns)
@@ -57,9 +64,9 @@ def test_a_table_survives_its_file(smoke, tmp_path):
 def test_every_candidate_is_scored_on_all_layouts(found):
     table = found[0].cross_validation
     whole = table.query("split == 'all' and subset == 'not_stuck' and variant == 'all'")
-    names = {TREES, "median", "median_system", STRONGEST, *(name for name, _ in candidates())}
+    names = {TREES, BY_NETWORK, "median", "median_system", STRONGEST, *(name for name, _ in candidates(SETTINGS))}
     assert set(whole["model"]) == names
-    assert len(names) == 4 + 3 * 4 - 1 + 1, "two targets, two models, three inputs; and the published one"
+    assert len(names) == 5 + 3 * 4 - 1 + 1, "two targets, two models, three inputs; and the published one"
     single = table.query("split != 'all'")
     assert set(single["model"]) == {TREES, STRONGEST}
     assert single["split"].nunique() == 6
@@ -79,7 +86,7 @@ def test_the_published_model_cannot_tell_for_which_reward(found):
     table = found[0].cross_validation.query("split == 'all' and subset == 'all' and variant == 'all'")
     scores = table.set_index("model")
     assert scores.loc[TREES, "nmae"] < scores.loc[STRONGEST, "nmae"]
-    guess = dict(candidates())[PUBLISHED](found[1])(found[2])
+    guess = dict(candidates(SETTINGS))[PUBLISHED](found[1])(found[2])
     assert (guess == guess[:, :1]).all()
 
 
@@ -88,7 +95,7 @@ def test_what_is_linear_is_found_by_the_linear_read_out():
     for table in (train, test):
         table.counts[:, EVENTS.index("step")] = 2 * table.embedded.start[:, 0] + table.embedded.mean[:, 2]
         table.counts[:, EVENTS.index("gold")] = table.embedded.mean[:, 1]
-    for name, guess in candidates():
+    for name, guess in candidates(SETTINGS):
         if name in ("ridge-events-both", "ridge-returns-both"):
             error = np.abs(guess(train)(test) - test.returns).mean()
             assert error < 0.2 * test.returns.std(axis=0).mean(), name
@@ -116,6 +123,30 @@ def test_targets_are_what_they_say(found):
         assert row.met == reached.get(row.rule, abs(row.value - row.goal) <= 0.03)
 
 
+def test_learned_embeddings_are_judged_by_the_same_model(found):
+    table = (
+        found[0].cross_validation.query("split == 'all' and subset == 'all' and variant == 'all'").set_index("model")
+    )
+    expected = np.abs(predict_all(found[3], blurred(found[2])) - found[2].returns).mean()
+    assert table.loc[BY_NETWORK, "mae"] == pytest.approx(expected, abs=1e-5)
+    assert table.loc[BY_NETWORK, "mae"] > table.loc[TREES, "mae"]
+
+
+def test_a_constant_reward_system_does_not_spoil_r2():
+    """Three layouts, and a reward under which everybody earns the same: it has no R2, the others have theirs."""
+    train, test = labelled(layouts=3), labelled(layouts=3, seed=1)
+    for table in (train, test):
+        table.counts[:, EVENTS.index("step")] = 10.0
+    model = fit_calibrated(train, SETTINGS)
+    predicted = predict_all(model, test)
+    covered = np.ones(predicted.shape, bool)
+    targets = generalisation._targets(test, predicted, predicted + 1, covered, 0.9, 0).set_index("target")
+    moving = ~test.stuck
+    expected = scores(test.rows(moving), predicted[moving], [])["r2"]
+    assert targets.loc["r2", "value"] == pytest.approx(expected, abs=1e-5)
+    assert np.isfinite(targets.loc["r2", ["low", "high"]].astype(float)).all()
+
+
 def test_a_learning_curve_ends_with_the_model_of_all_layouts(found):
     curve = found[0].learning_curve
     assert curve["layouts"].tolist() == [2, 2, 2, 6]
@@ -132,7 +163,7 @@ def test_a_world_twice_as_wide_is_foretold_by_scaling():
     counts = big.counts.copy()
     counts[:, EVENTS.index("step")] *= 2
     big = replace(big, embedded=doubled, counts=counts)
-    models = {"small": (fit_model(small, SETTINGS), 8), "big": (fit_model(big, SETTINGS), 16)}
+    models = {"small": (fit_calibrated(small, SETTINGS), 8), "big": (fit_calibrated(big, SETTINGS), 16)}
     table = transfer_rows(big, models, "big").set_index(["fitted_on", "scaled"])
     assert table.index.tolist() == [("small", False), ("small", True), ("big", False)]
     assert table.loc[("small", True), "nmae"] < 0.5 * table.loc[("small", False), "nmae"]

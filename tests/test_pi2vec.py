@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -5,12 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lever_lib import pi2vec
 from lever_lib.artifacts import Outputs
 from lever_lib.envs.features import SLICES, feature_tables, features
 from lever_lib.envs.gridworld import States
+from lever_lib.library import load_library
 from lever_lib.params import Pi2Vec
 from lever_lib.pi2vec import Embedder, build_embeddings, draw_canonical_states, episode_pairs, successor_features
 from lever_lib.policies.base import CellPolicy
+from lever_lib.policies.tabular import record_episode
 from lever_lib.psi_network import ENDS, GOES_ON, LEARNERS, STAYS
 from lever_lib.rollout import start_state
 from lever_lib.seeding import stream
@@ -180,3 +184,20 @@ def test_composed_policies_are_embedded_by_the_library_s_learner(smoke, tmp_path
     if learner == "improved":
         exact = replace(used, settings=replace(settings, method="exact")).embed(seen)
         np.testing.assert_allclose(together.mean, exact.mean, atol=0.05 * exact.mean.std())
+
+
+def test_an_embedding_job_needs_no_file(smoke, smoke_outputs, monkeypatch):
+    """It may run on another machine."""
+    library = load_library(smoke.library.params, smoke_outputs)
+    job = pi2vec._embedding_job(library, library.layout(0))
+    sent = pickle.dumps(job)
+    monkeypatch.setattr(np, "load", None)
+    found = pi2vec._embed_layout(pickle.loads(sent))
+    assert (found.mean == smoke.embeddings.embeddings[job.rows]).all()
+
+
+def test_a_policy_without_a_step_is_learned_from_what_it_would_do(corridor):
+    stuck = CellPolicy(np.full(16, DOWN, np.int8))
+    nothing = record_episode(corridor, np.zeros(1, np.int32), np.zeros(0, np.int8))
+    found = embedder(corridor, method="network", learner="published").embed([stuck], [nothing])
+    assert np.isfinite(found.mean).all()

@@ -120,6 +120,6 @@ def test_errors_name_what_is_wrong():
     scale = feature_scale(states)
     with pytest.raises(LeverError, match="at least one of every policy"):
         learn([pairs, Pairs(states[:0], states[:0], np.zeros(0, np.int8))], states, scale, IMPROVED, GAMMA)
-    for device in ("abacus", "cuda:99"):
+    for device in ("abacus", "cuda:99", "cuda:x", "meta"):
         with pytest.raises(LeverError, match=f"pi2vec.device = '{device}': this machine has no such device"):
             learn([pairs], states, scale, IMPROVED, GAMMA, device=device)

@@ -80,6 +80,23 @@ def test_an_interval_covers_what_it_promises():
     assert covered.mean(axis=0) == pytest.approx(0.8, abs=0.05)
 
 
+def test_intervals_count_layouts_not_policies():
+    """Whole layouts are off by as much: what few of them say must be widened, as far as their errors go."""
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(300):
+        table = planted(5 * 40, layouts=5)
+        off = rng.normal(size=5)[np.unique(table.layouts, return_inverse=True)[1]]
+        known, fresh = table.layouts != "0004", table.layouts == "0004"
+        predicted = table.returns + off[:, None]
+        width = half_widths(table.rows(known), predicted[known], 0.8)["path"]
+        covered.append(np.abs(off[fresh][0]) <= width)
+    assert np.mean(covered) == pytest.approx(0.8, abs=0.08)
+    few = planted(80, layouts=2)
+    off = np.arange(80.0)[:, None]
+    assert half_widths(few, few.returns + off, 0.8)["path"] == 79, "of two layouts, the greatest error"
+
+
 def test_what_is_out_of_fold_was_predicted_by_a_model_without_the_layout():
     table = planted(layouts=12)
     spoiled = table.counts.copy()
@@ -155,6 +172,8 @@ def test_a_model_never_sees_the_layout_it_is_asked_about(smoke):
         assert (changed[name][held_out] == guess[held_out]).all(), name
         assert (changed[name][~held_out] != guess[~held_out]).any(), name
     assert predict_all(changed_models["0001"], table).tolist() == predict_all(models["0001"], table).tolist()
+    assert changed_models["0001"].half_widths == models["0001"].half_widths
+    assert changed_models["0000"].half_widths != models["0000"].half_widths
 
 
 def test_candidates_of_a_query_are_of_its_class_and_layout(smoke):
@@ -258,9 +277,13 @@ def test_a_model_of_another_world_or_of_the_runs_own_layouts_is_refused(study_mo
     outputs, path, model = study_model
     facts = model_facts(outputs.params)
     for about, said in (
-        ({**facts, "gamma": 0.5, "layouts": []}, "was fitted with another gamma"),
-        ({**facts, "grid": {}, "layouts": []}, "was fitted with another grid"),
+        ({**facts, "pi2vec.gamma": 0.5, "layouts": ["0200"]}, "was fitted with another pi2vec.gamma; run"),
+        ({**facts, "grid": {}, "layouts": ["0200"]}, "was fitted with another grid; run"),
+        ({**facts, "regressor": {"interval_level": 0.5}, "layouts": ["0200"]}, "was fitted with another regressor"),
         ({**facts, "layouts": ["0002"]}, "was fitted on layout 0002; choose other seeds"),
+        ({**facts, "layouts": []}, "does not say which layouts it was fitted on; run"),
+        (facts, "layouts"),
+        ({**facts, "layouts": 5}, "run ./run_all.sh study smoke, or set regressor.source"),
     ):
         write_models({ALL_LAYOUTS: model}, about, path)
         enter(outputs, path)
@@ -313,6 +336,20 @@ def test_a_header_that_claims_too_much_is_refused_before_anything_is_allocated(s
     enter(outputs, path)
     with pytest.raises(MissingArtifactError, match="no regressor can be read"):
         load_model(outputs)
+
+
+def test_a_reward_of_ones_own_is_judged_by_a_model_that_came_before_it(study_model, smoke, monkeypatch, tmp_path):
+    outputs, _, model = study_model
+    later = (*REWARD_SYSTEMS, "gold-lever")
+    monkeypatch.setattr(stage, "REWARD_SYSTEMS", later)
+    table = training_table(smoke.library, smoke.embeddings)
+    vars(table).pop("returns", None)
+    grown = replace(table, systems=(*table.systems, reward_system("gold-lever")))
+    models, predicted = stage._from_study(grown, outputs)
+    stage.write_models(models, {}, tmp_path / "grown.safetensors")
+    again = read_models(tmp_path / "grown.safetensors", outputs.params)[0][ALL_LAYOUTS]
+    assert again.half_widths["gold-lever"] == max(model.half_widths.values())
+    assert predicted["trees"].shape == predicted["median_system_stuck"].shape == (len(table.policies), 9)
 
 
 def test_reward_systems_that_came_later_have_a_baseline_and_an_interval(study_model, monkeypatch):

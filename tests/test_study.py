@@ -72,11 +72,6 @@ def test_a_study_is_the_experiment_on_other_layouts(studied, smoke, smoke_params
     assert not list(outputs.folder.glob(".study*")), "nothing unfinished is left"
 
 
-def test_its_layouts_are_judged_by_a_model_that_never_saw_them(studied, smoke):
-    assert smoke.regressor.for_layout("0050") is smoke.regressor.models[ALL_LAYOUTS]
-    assert not set(smoke.library.layouts) & {"0050", "0055"}
-
-
 def test_the_model_never_saw_a_layout_that_it_is_judged_on(studied):
     outputs, found = studied
     seen = set(regressor.load_model(outputs).layouts)
@@ -107,6 +102,35 @@ def test_every_column_of_a_study_is_explained(studied):
     known = known[known["table"].str.startswith("study/")]
     found = {f"study/{path.name}": list(pd.read_csv(path)) for path in studied[1].folder.iterdir()}
     assert {name: columns.tolist() for name, columns in known.groupby("table")["column"]} == found
+
+
+def test_a_finished_study_needs_nothing_that_git_does_not_keep(studied, tmp_path, monkeypatch):
+    outputs, found = studied
+    shutil.copytree(outputs.folder, tmp_path / "smoke")
+    (tmp_path / "smoke" / "model" / "training.npz").unlink()
+    clone = Outputs("smoke", outputs.params, tmp_path)
+    monkeypatch.setattr(study, "fit_model", None)
+    assert study.up_to_date(clone)
+    assert study.run_study(clone).layouts == found.layouts
+
+
+def test_what_has_no_effect_makes_no_other_study(studied):
+    outputs, _ = studied
+    pi2vec = replace(outputs.params.pi2vec, learner="published", device="cuda")
+    assert study.find_study(Outputs("smoke", replace(outputs.params, pi2vec=pi2vec), outputs.folder.parent))
+    learned = replace(pi2vec, method="network")
+    assert study.find_study(Outputs("smoke", replace(outputs.params, pi2vec=learned), outputs.folder.parent)) is None
+
+
+def test_a_model_is_tried_on_other_grid_sizes_only(studied, monkeypatch):
+    """One of the same size may have been fitted on the very layouts."""
+    outputs, _ = studied
+    monkeypatch.setattr(study, "available_specs", lambda: ["smoke", "twin", "wider"])
+    wider = replace(outputs.params, grid=replace(outputs.params.grid, size=7))
+    monkeypatch.setattr(study, "load_params", lambda spec: wider if spec == "wider" else outputs.params)
+    model = regressor.load_model(outputs)
+    monkeypatch.setattr(regressor, "load_model", lambda other: model)
+    assert study._other_models(outputs) == {"wider": (model.path, 7)}
 
 
 def test_a_study_of_other_params_is_not_taken_for_this_one(studied):

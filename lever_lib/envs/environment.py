@@ -23,7 +23,7 @@ from lever_lib.envs.gridworld import (
     make_layout,
 )
 from lever_lib.envs.layouts import AGENT, EMPTY, EXIT, HAZARD
-from lever_lib.envs.rewards import reward_system
+from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.looks import GRID_LINE, GROUND, LOOKS
 from lever_lib.params import load_params
@@ -41,7 +41,7 @@ class GridWorldEnv(gymnasium.Env):
     Args:
         spec: params file that gives grid, counts and exit rule.
         layout: a seed of the published layouts, or a `Layout` of your own.
-        setup: reward system, e.g. `path-gold`.
+        setup: reward system, e.g. `path-gold`; by name it pays under the spec's exit rule.
         render_mode: `rgb_array`, `ansi` or None.
 
     Raises:
@@ -54,14 +54,14 @@ class GridWorldEnv(gymnasium.Env):
         self,
         spec: str = "8x8",
         layout: int | str | Layout = 0,
-        setup: str = "path-gold-hazard-lever",
+        setup: str | RewardSystem = "path-gold-hazard-lever",
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise LeverError(f"render_mode = {render_mode!r}: must be one of rgb_array, ansi, None")
         grid = load_params(spec).grid
         self.layout = layout if isinstance(layout, Layout) else make_layout(grid, layout)
-        self.system = reward_system(setup, grid.legacy_gold_exit)
+        self.system = setup if isinstance(setup, RewardSystem) else reward_system(setup, grid.legacy_gold_exit)
         self.render_mode = render_mode
         self.action_space = gymnasium.spaces.Discrete(ACTIONS)
         codes = self.layout.cells

@@ -19,6 +19,7 @@ import numpy as np
 from lever_lib.envs.environment import GridWorldEnv
 from lever_lib.envs.gridworld import ACTIONS, Layout
 from lever_lib.envs.rewards import RewardSystem
+from lever_lib.errors import LeverError
 from lever_lib.policies.base import PolicyRecord
 from lever_lib.policies.tabular import record_episode
 from lever_lib.seeding import stream
@@ -54,7 +55,7 @@ class BlackBoxJob:
         layout: the world.
         system: what pays.
         library: budget that the policies are filed under.
-        steps: of the environment.
+        steps: of the environment; an algorithm may round them up to what it takes at a time.
         snapshots: shares of the steps; the last is 1.
         root_seed: of the run's own random stream, which is named after the rest.
     """
@@ -114,24 +115,46 @@ def one_hot(cells: list[int] | np.ndarray, count: int) -> np.ndarray:
 
 
 def train_black_box(job: BlackBoxJob) -> list[PolicyRecord]:
-    """Train, and take a record at each snapshot; the same job gives the same records."""
-    import torch
-    from stable_baselines3.common.callbacks import BaseCallback
+    """Train, and take a record at each snapshot; the same job gives the same records.
 
+    Stable-Baselines3 seeds the random generators of the whole process.
+
+    Raises:
+        LeverError: if Stable-Baselines3 is not installed.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # networks this small are slower on two, and the other core has its own work
-    env = CellEnv(GridWorldEnv(job.spec, job.layout, job.system.name))
+    try:
+        return _train(job)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "stable_baselines3":
+            raise
+        raise LeverError("deep.steps: needs stable-baselines3; pip install -e '.[deep]'") from None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(job: BlackBoxJob) -> list[PolicyRecord]:
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.logger import Logger
+
+    env = CellEnv(GridWorldEnv(job.spec, job.layout, job.system))
     name = (job.algorithm.source, job.library, job.layout.name, job.system.name)
     seed = int(stream(job.root_seed, "black box", *name).integers(2**31))
     learner = job.algorithm.make(env, seed)
+    learner.set_logger(Logger(None, []))  # by default it leaves a folder behind
     marks = [round(share * job.steps) for share in job.snapshots]
     records: list[PolicyRecord] = []
-    clock = {"started": time.thread_time(), "paused": 0.0}
+    started, paused = time.thread_time(), 0.0
 
     def take() -> None:
         """A record of the learner as it is now."""
-        paused = time.thread_time()
-        records.append(_record(job, env, learner, job.snapshots[len(records)], paused - sum(clock.values())))
-        clock["paused"] += time.thread_time() - paused
+        nonlocal paused
+        now = time.thread_time()
+        records.append(_record(job, env, learner, job.snapshots[len(records)], now - started - paused))
+        paused += time.thread_time() - now
 
     class Snapshots(BaseCallback):
         """Takes a record whenever a mark is passed."""
