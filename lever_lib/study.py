@@ -45,7 +45,7 @@ from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment
 from lever_lib.generalisation import Findings, joined, load_table, save_table
-from lever_lib.params import Params, available_specs, load_params, resolved
+from lever_lib.params import Deep, Params, available_specs, load_params, resolved
 from lever_lib.regressor import ALL_LAYOUTS, MODEL_FILE, Regressor, Table, training_table
 from lever_lib.report import SUMMARY_FILES, Summary, read_summary, summarise_tables
 from lever_lib.scaling import measure_costs
@@ -356,7 +356,8 @@ def _parts(
         draft = part.with_name(f".{part.name}.writing")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        make(Outputs(outputs.spec, replace(outputs.params, seeds=tuple(chunk.tolist())), work / part.name), draft)
+        own = replace(outputs.params, seeds=tuple(chunk.tolist()), deep=Deep())
+        make(Outputs(outputs.spec, own, work / part.name), draft)
         shutil.rmtree(part, ignore_errors=True)
         draft.rename(part)
         shutil.rmtree(work / part.name)

@@ -10,7 +10,7 @@ from lever_lib.artifacts import Outputs, read_manifest
 from lever_lib.columns import column_dictionary
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.library import build_library
-from lever_lib.params import Sarsa, Study
+from lever_lib.params import Deep, Sarsa, Study
 from lever_lib.regressor import ALL_LAYOUTS
 
 STUDY = Study(first_seed=50, layouts=6, training_first_seed=300, training_layouts=6)
@@ -21,7 +21,7 @@ def studied(smoke, smoke_params, smoke_outputs, tmp_path_factory):
     """A smoke run with its study, made in two parts; the second one after an interruption."""
     root = tmp_path_factory.mktemp("studied")
     shutil.copytree(smoke_outputs.folder, root / "smoke")
-    outputs = Outputs("smoke", replace(smoke_params, study=STUDY), root)
+    outputs = Outputs("smoke", replace(smoke_params, study=STUDY, deep=Deep(steps=1)), root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "_CHUNK", 3)
         patch.setattr(scaling, "_SIZES", (6,))
