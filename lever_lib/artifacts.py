@@ -109,7 +109,7 @@ class Outputs:
             "sources": source_hash(stage.module),
             "outside": stage.outside(self),
         }
-        return _sha256(json.dumps(parts, sort_keys=True).encode())
+        return json_hash(parts)
 
     def fresh(self, stage: Stage) -> bool:
         """Whether `stage` and all before it are whole and were built from what is there now.
@@ -185,6 +185,31 @@ class Outputs:
         """
         own = (self.folder / first.name).is_dir()
         return [] if own else [name for name in self.manifest() if name not in LASTING]
+
+    def lasting(self, name: str, files: tuple[str, ...], key: str | None = None) -> Path | None:
+        """Folder with what a study made: of this root, else the one that came with the repository; None if neither.
+
+        Args:
+            name: entry, one of `LASTING`.
+            files: that are wanted; an entry that does not know them all was made by other code and does not count.
+            key: of the params it must have been made with; by default any.
+
+        Raises:
+            MissingArtifactError: if one of the files is missing or damaged.
+        """
+        for folder in (self.folder, ROOT / "outputs" / self.spec):
+            entry = read_manifest(folder).get(name)
+            known = {} if entry is None else entry["files"]
+            wanted = {f"{name}/{file}" for file in files}
+            if not wanted <= set(known) or key not in (None, entry["key"]):
+                continue
+            damaged = damaged_files(folder, {"files": {file: known[file] for file in wanted}})
+            if damaged:
+                raise MissingArtifactError(
+                    f"{shown(damaged[0])} {_DAMAGED}; run ./run_all.sh study {self.spec}, or take it from git"
+                )
+            return folder / name
+        return None
 
     def adopt(self, stage: Stage) -> None:
         """Copy a stage's published files from the repository, if this root has no such stage and they are whole."""
@@ -383,6 +408,11 @@ def _setting(settings: dict[str, Any], key: str) -> Any:
 def lasting_files(files: dict[str, str]) -> dict[str, str]:
     """Checksums that count: measured seconds and joules differ from run to run."""
     return {name: checksum for name, checksum in files.items() if "timings" not in Path(name).name}
+
+
+def json_hash(content: Any) -> str:
+    """Hash of what JSON can say."""
+    return _sha256(json.dumps(content, sort_keys=True).encode())
 
 
 def _sha256(data: bytes) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -52,11 +51,6 @@ class Behaviour:
     retrieval: pd.DataFrame
     agreement: pd.DataFrame
     agreement_timings: pd.DataFrame
-
-    def write(self, folder: Path) -> None:
-        """One CSV per table."""
-        for name, table in vars(self).items():
-            table.round(6).to_csv(folder / f"{name}.csv", index=False)
 
 
 def study_behaviour(library: Library, embeddings: Embeddings) -> Behaviour:

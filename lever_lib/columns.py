@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 import pandas as pd
 
@@ -26,6 +27,12 @@ def column_dictionary(table: str | None = None) -> pd.DataFrame:
     if table not in set(known["table"]):
         raise LeverError(f"table {table!r}: must be one of {', '.join(known['table'].unique())}")
     return known[known["table"] == table].drop(columns="table").set_index("column")
+
+
+def write_tables(found: object, folder: Path) -> None:
+    """Write the tables of a dataclass, one CSV per field, to six decimals."""
+    for name, table in vars(found).items():
+        table.round(6).to_csv(folder / f"{name}.csv", index=False)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ among the other policies, and what composing them gives.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -20,11 +18,9 @@ from scipy.spatial.distance import cdist
 
 from lever_lib.artifacts import (
     DEEP,
-    ROOT,
     Outputs,
-    damaged_files,
     file_hash,
-    read_manifest,
+    json_hash,
     replace_folder,
     shown,
     source_hash,
@@ -34,7 +30,7 @@ from lever_lib.composition import METHODS, Pool
 from lever_lib.envs.features import feature_tables
 from lever_lib.envs.gridworld import Layout, States, make_layout
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
-from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.errors import LeverError
 from lever_lib.jobs import run_jobs
 from lever_lib.library import pack_episodes, training_jobs, unpack_episodes
 from lever_lib.params import Params, Pi2Vec, resolved
@@ -80,18 +76,11 @@ def find_deep(outputs: Outputs) -> Deep | None:
     Raises:
         MissingArtifactError: if one of the files is damaged.
     """
-    for folder in (outputs.folder, ROOT / "outputs" / outputs.spec):
-        entry = read_manifest(folder).get(DEEP)
-        if entry is None or entry["key"] != _key(outputs.params):
-            continue
-        damaged = damaged_files(folder, entry)
-        if damaged:
-            raise MissingArtifactError(
-                f"{shown(damaged[0])} is missing or damaged; run ./run_all.sh study {outputs.spec}, or take it from git"
-            )
-        tables = [pd.read_csv(folder / DEEP / name, dtype={"seed": str}) for name in _FILES[1:]]
-        return Deep(load_records(folder / DEEP / _FILES[0]), *tables)
-    return None
+    folder = outputs.lasting(DEEP, _FILES, _key(outputs.params))
+    if folder is None:
+        return None
+    tables = [pd.read_csv(folder / name, dtype={"seed": str}) for name in _FILES[1:]]
+    return Deep(load_records(folder / _FILES[0]), *tables)
 
 
 def run_deep(outputs: Outputs) -> Deep | None:
@@ -103,7 +92,7 @@ def run_deep(outputs: Outputs) -> Deep | None:
     params = outputs.params
     if not params.deep.steps:
         return None
-    made_of = hashlib.sha256((_key(params) + source_hash("lever_lib.deep")).encode()).hexdigest()
+    made_of = json_hash([_key(params), source_hash("lever_lib.deep")])
     known, entry = find_deep(outputs), outputs.manifest().get(DEEP, {})
     if known and entry.get("made_of") == made_of:
         return known
@@ -139,8 +128,7 @@ def run_deep(outputs: Outputs) -> Deep | None:
 
 
 def _key(params: Params) -> str:
-    read = {name: value for name, value in resolved(params).items() if name in _READ}
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+    return json_hash({name: value for name, value in resolved(params).items() if name in _READ})
 
 
 def _jobs(spec: str, params: Params, layouts: list[Layout]) -> list[BlackBoxJob]:

@@ -7,7 +7,6 @@ in the manifest together with the figures it drew.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -18,7 +17,17 @@ from typing import Any
 import nbformat
 
 from lever_lib import experiment, index, library, pi2vec, regressor, report
-from lever_lib.artifacts import ROOT, Outputs, Stage, damaged_files, file_hash, lasting_files, shown, source_hash
+from lever_lib.artifacts import (
+    ROOT,
+    Outputs,
+    Stage,
+    damaged_files,
+    file_hash,
+    json_hash,
+    lasting_files,
+    shown,
+    source_hash,
+)
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError, exit_code
 from lever_lib.params import load_params, resolved
@@ -133,7 +142,7 @@ def _key(path: Path, outputs: Outputs) -> str:
         "study": [file_hash(file) for file in study_files(outputs)] if "lever_lib.study" in imported else [],
         "stages": {name: files for name, files in stages.items() if not upstream or name in upstream},
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_hash(parts)
 
 
 def _upstream(stage: Stage | None) -> set[str]:

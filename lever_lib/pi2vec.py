@@ -302,6 +302,13 @@ def successor_features(tables: FeatureTables, starts: States, paths: Paths, layo
 
 
 @njit(cache=True, nogil=True)
+def _collect(s: int, golds: np.ndarray, lever: bool, gold_index: np.ndarray, lever_cell: int) -> bool:
+    if gold_index[s] >= 0:
+        golds[gold_index[s]] = False
+    return lever or s == lever_cell
+
+
+@njit(cache=True, nogil=True)
 def _discounted(
     tables: FeatureTables,
     starts: States,
@@ -318,10 +325,7 @@ def _discounted(
         weight = 1.0
         for t in range(steps[k] + 1):
             s = cells[k, t]
-            if gold_index[s] >= 0:
-                golds[gold_index[s]] = False
-            if s == lever_cell:
-                lever = True
+            lever = _collect(s, golds, lever, gold_index, lever_cell)
             last = t == steps[k] and end[k] == END_STUCK
             add_features(tables, s, golds, lever, weight / (1 - gamma) if last else weight, out[k])
             weight *= gamma
@@ -374,10 +378,7 @@ def _path_features(
         lever = starts.lever[k]
         for t in range(steps[k] + 1):
             s = cells[k, t]
-            if gold_index[s] >= 0:
-                golds[gold_index[s]] = False
-            if s == lever_cell:
-                lever = True
+            lever = _collect(s, golds, lever, gold_index, lever_cell)
             add_features(tables, s, golds, lever, 1.0, out[row])
             row += 1
 

@@ -27,7 +27,7 @@ from safetensors.numpy import save
 
 from lever_lib import library as library_stage
 from lever_lib import pi2vec
-from lever_lib.artifacts import MODEL, ROOT, Outputs, Stage, damaged_files, read_manifest, shown
+from lever_lib.artifacts import MODEL, Outputs, Stage, file_hash, shown
 from lever_lib.envs.features import feature_count
 from lever_lib.envs.gridworld import seed_name
 from lever_lib.envs.rewards import EVENTS, REWARD_SYSTEMS, RewardSystem
@@ -503,25 +503,10 @@ def model_facts(params: Params) -> dict[str, Any]:
     return {"grid": settings["grid"], "pi2vec.gamma": settings["pi2vec"]["gamma"], "regressor": fitted}
 
 
-def _find_model(outputs: Outputs) -> tuple[Path, str] | None:
-    """The study's model, the run's own before the one that came with the repository, and its checksum."""
-    for folder in (outputs.folder, ROOT / "outputs" / outputs.spec):
-        entry = read_manifest(folder).get(MODEL)
-        name = f"{MODEL}/{MODEL_FILE}"
-        if entry and name in entry["files"]:
-            if damaged_files(folder, {"files": {name: entry["files"][name]}}):
-                raise MissingArtifactError(
-                    f"{shown(folder / name)} is missing or damaged; run ./run_all.sh study {outputs.spec}, "
-                    "or take it from git"
-                )
-            return folder / name, entry["files"][name]
-    return None
-
-
 def model_hash(outputs: Outputs) -> str | None:
     """Checksum of the study's model, if the run uses it and there is one."""
-    found = _find_model(outputs) if outputs.params.regressor.source == "study" else None
-    return found and found[1]
+    folder = outputs.lasting(MODEL, (MODEL_FILE,)) if outputs.params.regressor.source == "study" else None
+    return folder and file_hash(folder / MODEL_FILE)
 
 
 def load_model(outputs: Outputs) -> StudyModel:
@@ -532,11 +517,11 @@ def load_model(outputs: Outputs) -> StudyModel:
         LeverError: if it is of another world, or saw one of the run's layouts.
     """
     spec, params = outputs.spec, outputs.params
-    found = _find_model(outputs)
+    folder = outputs.lasting(MODEL, (MODEL_FILE,))
     way_out = f"run ./run_all.sh study {spec}, or set regressor.source to library in params/{spec}.yaml"
-    if found is None:
+    if folder is None:
         raise MissingArtifactError(f"regressor.source = study: {spec} has no model yet; {way_out}")
-    path, _ = found
+    path = folder / MODEL_FILE
     try:
         models, about = read_models(path, params)
         layouts = tuple(seed_name(seed) for seed in about["layouts"])

@@ -11,6 +11,7 @@ import pandas as pd
 
 from lever_lib import experiment
 from lever_lib.artifacts import Outputs, Stage
+from lever_lib.columns import write_tables
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.envs.rewards import reward_system
 from lever_lib.experiment import Tables, read_table
@@ -56,11 +57,6 @@ class Summary:
     direct: pd.DataFrame
     timings: pd.DataFrame
     sweep_timings: pd.DataFrame
-
-    def write(self, folder: Path) -> None:
-        """One CSV per table."""
-        for name, table in vars(self).items():
-            table.round(6).to_csv(folder / f"{name}.csv", index=False)
 
     def overall(self) -> pd.DataFrame:
         """Shares over all libraries and queries."""
@@ -117,7 +113,7 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
         tables = experiment.read_results(outputs)
         with outputs.writing(STAGE) as folder:
             summary = summarise_tables(tables, spec, outputs.params.root_seed)
-            summary.write(folder)
+            write_tables(summary, folder)
             published_comparison(tables.results, spec, grid).to_csv(folder / "published_comparison.csv", index=False)
             averages = published_averages(summary.shares, spec, outputs.params)
             averages.round(6).to_csv(folder / "published_averages.csv", index=False)

@@ -11,14 +11,11 @@ It works a few layouts at a time and keeps what is finished, so that it can be i
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,22 +24,22 @@ from lever_lib import behaviour, experiment, generalisation, index, library, pi2
 from lever_lib.artifacts import (
     DEEP,
     MODEL,
-    ROOT,
     STUDY,
     Outputs,
     damaged_files,
     file_hash,
-    read_manifest,
+    json_hash,
     replace_folder,
     shown,
     source_hash,
 )
 from lever_lib.behaviour import Behaviour
+from lever_lib.columns import write_tables
 from lever_lib.deep import run_deep
 from lever_lib.envs.features import feature_count
 from lever_lib.envs.gridworld import make_layout, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
-from lever_lib.errors import LeverError, MissingArtifactError, exit_code
+from lever_lib.errors import LeverError, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment
 from lever_lib.generalisation import Findings, joined, load_table, save_table
 from lever_lib.params import Deep, Params, available_specs, load_params, resolved
@@ -97,19 +94,8 @@ def study_files(outputs: Outputs) -> list[Path]:
     Raises:
         MissingArtifactError: if one of them is damaged.
     """
-    for folder in (outputs.folder, ROOT / "outputs" / outputs.spec):
-        entry = read_manifest(folder).get(STUDY)
-        if entry is None or entry["key"] != _key(outputs.params):
-            continue
-        if not {f"{STUDY}/{name}" for name in _FILES} <= set(entry["files"]):
-            continue  # by other code
-        damaged = damaged_files(folder, entry)
-        if damaged:
-            raise MissingArtifactError(
-                f"{shown(damaged[0])} is missing or damaged; run ./run_all.sh study {outputs.spec}, or take it from git"
-            )
-        return [folder / name for name in entry["files"]]
-    return []
+    folder = outputs.lasting(STUDY, _FILES, _key(outputs.params))
+    return [] if folder is None else [folder / name for name in sorted(_FILES)]
 
 
 def find_study(outputs: Outputs) -> Study | None:
@@ -143,11 +129,7 @@ def _key(params: Params, read: tuple[str, ...] = _READ) -> str:
     del settings["pi2vec"]["device"]  # where something is computed changes nothing
     if params.pi2vec.method == "exact":
         del settings["pi2vec"]["learner"]  # nothing is learned
-    return _hash(settings)
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_hash(settings)
 
 
 def check_seeds(params: Params) -> None:
@@ -179,7 +161,7 @@ def fit_model(outputs: Outputs) -> None:
     check_seeds(params)
     seeds = params.study.training_seeds
     facts = regressor.model_facts(params)
-    made_of = _hash([_key(params, _MODEL_READ), facts, list(seeds), source_hash("lever_lib.study")])
+    made_of = json_hash([_key(params, _MODEL_READ), facts, list(seeds), source_hash("lever_lib.study")])
     entry = outputs.manifest().get(MODEL)
     if entry and entry.get("made_of") == made_of and not damaged_files(outputs.folder, entry):
         return
@@ -233,7 +215,7 @@ def run_study(outputs: Outputs) -> Study:
     found = [Tables(*(read_table(part / name) for name in experiment.STAGE.files)) for part in parts]
     tables = Tables(*(pd.concat([vars(part)[name] for part in found], ignore_index=True) for name in vars(found[0])))
     draft = _draft(work)
-    summarise_tables(tables, outputs.spec, params.root_seed).write(draft)
+    write_tables(summarise_tables(tables, outputs.spec, params.root_seed), draft)
     tables.results[_ROW_COLUMNS].round(4).to_csv(draft / _ROWS, index=False)
     measure_costs(params).to_csv(draft / _COSTS, index=False)
     for name in _BEHAVIOUR:
@@ -257,7 +239,7 @@ def up_to_date(outputs: Outputs) -> bool:
 
 def _made_of(params: Params, judge: Path) -> str:
     """Hash of everything that a study comes from; models of other specs, which are tried on its layouts, apart."""
-    return _hash([_key(params), file_hash(judge), source_hash("lever_lib.study")])
+    return json_hash([_key(params), file_hash(judge), source_hash("lever_lib.study")])
 
 
 def _judge(outputs: Outputs) -> tuple[Regressor, Path]:
@@ -298,8 +280,7 @@ def _write_findings(
     own = regressor.load_model(outputs).predictor
     train = load_table(outputs.folder / MODEL / _TRAINING, test.systems)
     findings = generalisation.find_out(train, test, learned, own, params.regressor, params.root_seed)
-    for name, table in vars(findings).items():
-        table.to_csv(draft / f"{name}.csv", index=False)
+    write_tables(findings, draft)
     models = {
         spec: (regressor.read_models(path, params)[0][ALL_LAYOUTS], size) for spec, (path, size) in others.items()
     }
@@ -312,7 +293,7 @@ def _ask_part(outputs: Outputs, models: Regressor, draft: Path, first: bool) -> 
     policies = library.build_library(outputs.params, outputs)
     embeddings = pi2vec.build_embeddings(policies, outputs)
     if first:
-        behaviour.study_behaviour(policies, embeddings).write(draft)
+        write_tables(behaviour.study_behaviour(policies, embeddings), draft)
     texts = index.build_index(policies, outputs)
     retriever = Retriever(policies, embeddings, models, texts, outputs.params.search.cosine_gate)
     table = training_table(policies, embeddings)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lever_lib import deep
+from lever_lib import artifacts, deep
 from lever_lib.api import OpenLibrary
 from lever_lib.artifacts import Outputs, is_published, read_manifest
 from lever_lib.columns import column_dictionary
@@ -194,7 +194,7 @@ def test_it_is_not_done_twice_and_not_where_nobody_asks(studied, smoke_params, t
 def test_another_root_reads_it_from_the_repository(studied, monkeypatch, tmp_path):
     outputs, found = studied
     shutil.copytree(outputs.folder, tmp_path / "outputs" / "smoke")
-    monkeypatch.setattr(deep, "ROOT", tmp_path)
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
     elsewhere = Outputs("smoke", outputs.params, tmp_path / "elsewhere")
     assert find_deep(elsewhere).returns.equals(found.returns)
     (tmp_path / "outputs" / "smoke" / "deep" / "returns.csv").write_text("harmed\n")

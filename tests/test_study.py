@@ -145,7 +145,7 @@ def test_a_study_of_other_params_is_not_taken_for_this_one(studied):
 def test_another_root_reads_the_study_of_the_repository(studied, monkeypatch, tmp_path):
     outputs, found = studied
     shutil.copytree(outputs.folder, tmp_path / "outputs" / "smoke")
-    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
     elsewhere = study.find_study(Outputs("smoke", outputs.params, tmp_path / "elsewhere"))
     assert elsewhere.folder == tmp_path / "outputs" / "smoke" / "study"
     assert elsewhere.summary.shares.equals(found.summary.shares)

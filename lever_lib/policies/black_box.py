@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 REWARD_SCALE = 100.0
+# What all algorithms are made with.
+SETTINGS: dict[str, Any] = {
+    **{"policy": "MlpPolicy", "policy_kwargs": {"net_arch": [64]}, "learning_rate": 1e-3, "gamma": 0.99},
+    "device": "cpu",
+}
 
 
 @dataclass(frozen=True)

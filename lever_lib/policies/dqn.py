@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import gymnasium
 import numpy as np
 
-from lever_lib.policies.black_box import REWARD_SCALE, Algorithm
+from lever_lib.policies.black_box import REWARD_SCALE, SETTINGS, Algorithm
 
 if TYPE_CHECKING:
     from stable_baselines3 import DQN as Learner
@@ -17,10 +17,9 @@ def _make(env: gymnasium.Env, seed: int) -> Learner:
     from stable_baselines3 import DQN as Learner
 
     return Learner(
-        "MlpPolicy",
-        env,
-        learning_rate=1e-3,
-        gamma=0.99,
+        **SETTINGS,
+        env=env,
+        seed=seed,
         buffer_size=20_000,
         learning_starts=500,
         batch_size=64,
@@ -29,9 +28,6 @@ def _make(env: gymnasium.Env, seed: int) -> Learner:
         target_update_interval=250,
         exploration_fraction=0.8,
         exploration_final_eps=0.05,
-        policy_kwargs={"net_arch": [64]},
-        seed=seed,
-        device="cpu",
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import gymnasium
 import numpy as np
 
-from lever_lib.policies.black_box import Algorithm
+from lever_lib.policies.black_box import SETTINGS, Algorithm
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO as Learner
@@ -23,17 +23,13 @@ def _make(env: gymnasium.Env, seed: int) -> Learner:
     from stable_baselines3 import PPO as Learner
 
     return Learner(
-        "MlpPolicy",
-        env,
-        learning_rate=1e-3,
-        gamma=0.99,
+        **SETTINGS,
+        env=env,
+        seed=seed,
         n_steps=512,
         batch_size=128,
         n_epochs=4,
         ent_coef=0.02,
-        policy_kwargs={"net_arch": [64]},
-        seed=seed,
-        device="cpu",
     )
 
 
