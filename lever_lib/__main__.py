@@ -9,15 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from zipfile import BadZipFile
 
 from lever_lib.errors import LeverError, exit_code
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
-    from lever_lib.api import Answer
-    from lever_lib.envs.gridworld import Layout
+    from lever_lib.api import Answer, OpenLibrary
+    from lever_lib.search import Filters
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,14 +46,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m lever_lib", description="Reuse policies at inference time.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     search = _command(commands, "search", _search, "ask for a behaviour in words, get a policy")
-    search.add_argument("query", help="the behaviour, e.g. 'collect gold quickly'")
+    search.add_argument("query", nargs="?", help="the behaviour, e.g. 'collect gold quickly'")
+    search.add_argument("--like", metavar="POLICY_ID", help="instead: policies that behave like this one")
+    search.add_argument("--interactive", action="store_true", help="instead: answer questions line by line")
     search.add_argument("--spec", default="8x8", help="params file to use (default: %(default)s)")
     search.add_argument("--library", help="training budget, e.g. X10 (default: the last of the spec)")
     search.add_argument("--seed", help="layout, as 3 or 0003 (default: the first of the spec)")
     search.add_argument("--strategy", default="hybrid", help="targeted, hybrid, exhaustive or library")
     search.add_argument("--method", default="gpi", help="how to compose: qsum, gpi or exnonzero")
-    search.add_argument("--top-k", type=int, help="candidates per sub-query of hybrid (default: as in params)")
+    search.add_argument(
+        "--top-k", type=int, help="candidates per sub-query of hybrid (default: as in params); of --like, rows"
+    )
+    search.add_argument("--decompose", help="who splits the query: offline, llm or none (default: as in params)")
     search.add_argument("--no-decompose", action="store_true", help="search for the query as it is")
+    search.add_argument("--setup", action="append", metavar="NAME", help="only policies trained for this; repeatable")
+    search.add_argument("--exclude-own", action="store_true", help="no policies trained for exactly what is asked")
+    search.add_argument("--most-energy", type=float, metavar="JOULES", help="only policies whose training took no more")
+    search.add_argument("--least-return", type=float, metavar="R", help="only policies with this return for their own")
     search.add_argument(
         "--filter-energy", action="store_true", help="of equally close policies prefer those that took least energy"
     )
@@ -80,6 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("--seed", help="only this layout")
     view.add_argument("--setup", help="only this reward system")
 
+    add = _command(commands, "add", _add, "add a policy of your own to a library; nothing else is built again")
+    add.add_argument("file", type=Path, help=".npy with action values (S, 4), or .npz with q_table and visits")
+    add.add_argument("--spec", default="8x8", help="params file to use (default: %(default)s)")
+    add.add_argument("--policy-id", required=True, help="its name")
+    add.add_argument("--setup", required=True, help="reward system it was trained for, e.g. gold")
+    add.add_argument("--seed", required=True, help="layout that it is valid in")
+    add.add_argument("--library", help="training budget it is filed under (default: the last of the spec)")
+    add.add_argument("--description", help="sentence it is found by (default: that of its setup)")
+
+    remove = _command(commands, "remove", _remove, "take a policy that was added from a library")
+    remove.add_argument("policy_id")
+    remove.add_argument("--spec", default="8x8", help="params file to use (default: %(default)s)")
+
     verify = _command(
         commands, "verify", _verify, "compare all files with their checksums; exit code 1 if one is wrong"
     )
@@ -105,25 +127,26 @@ def _say(text: str) -> None:
 
 
 _FIGURE_ENDINGS = (".png", ".pdf", ".svg")
-_FOUND = ["setup", "snapshot", "return", "optimum", "stuck"]  # of each candidate's own record
+_TOP = 10  # policies that --like shows
 
 
-def _search(options: argparse.Namespace) -> None:
-    _check_target("--save", options.save, (".npz",))
-    _check_target("--figure", options.figure, _FIGURE_ENDINGS)
+def _search(options: argparse.Namespace) -> int | None:
+    _check_search(options)
+    from lever_lib import answers
     from lever_lib.api import open_library
 
     opened = open_library(options.spec)
-    answer = opened.ask(
-        options.query,
-        seed=options.seed,
-        library=options.library,
-        strategy=options.strategy,
-        method=options.method,
-        top_k=options.top_k,
-        how="none" if options.no_decompose else None,
-        filter_energy=options.filter_energy,
-    )
+    if options.interactive:
+        return _converse(opened, options)
+    if options.like is not None:
+        count = _TOP if options.top_k is None else options.top_k
+        found = opened.like(options.like, count, _filters(options), options.library)
+        if options.json:
+            _say(json.dumps({"like": options.like, "policies": answers.records(answers.candidates(opened, found))}))
+        else:
+            _say(answers.neighbours_in_words(opened, found, options.show_all))
+        return None
+    answer = _ask(opened, options, options.query)
     if options.save:
         answer.save(options.save)
     if options.figure:
@@ -131,18 +154,77 @@ def _search(options: argparse.Namespace) -> None:
 
         matplotlib.use("Agg")
         answer.plot().savefig(options.figure, dpi=160)
-    records = opened.library.policies.merge(opened.library.timings[["policy_id", "train_seconds"]], on="policy_id")
-    if options.show_all:
-        records["q_table_shape"] = " x ".join(str(length) for length in opened.library.q_tables.shape[1:])
-    columns = [name for name in records if name != "policy_id"] if options.show_all else _FOUND
-    found = [
-        table.drop(columns="row").join(records.loc[table["row"], columns].reset_index(drop=True))
-        for table in answer.candidates
-    ]
+    _say_answer(opened, answer, options)
+    return None
+
+
+def _check_search(options: argparse.Namespace) -> None:
+    """Refuse what cannot go together, and files that cannot be written, before any work is done."""
+    _check_target("--save", options.save, (".npz",))
+    _check_target("--figure", options.figure, _FIGURE_ENDINGS)
+    wanted = [options.query is not None, options.like is not None, options.interactive]
+    if sum(wanted) != 1:
+        raise LeverError("search: wants one of a query, --like POLICY_ID or --interactive")
+    if options.decompose is not None and options.no_decompose:
+        raise LeverError("search: --decompose and --no-decompose cannot go together")
+    if options.query is None and (options.save or options.figure):
+        raise LeverError("search: --save and --figure belong to a query")
+
+
+def _ask(opened: OpenLibrary, options: argparse.Namespace, query: str) -> Answer:
+    return opened.ask(
+        query,
+        seed=options.seed,
+        library=options.library,
+        strategy=options.strategy,
+        method=options.method,
+        top_k=options.top_k,
+        how="none" if options.no_decompose else options.decompose,
+        filter_energy=options.filter_energy,
+        filters=_filters(options),
+    )
+
+
+def _filters(options: argparse.Namespace) -> Filters:
+    from lever_lib.envs.rewards import reward_system
+    from lever_lib.search import Filters
+
+    setups = options.setup and tuple(reward_system(setup).name for setup in options.setup)
+    return Filters(setups, options.most_energy, options.least_return, options.exclude_own)
+
+
+def _say_answer(opened: OpenLibrary, answer: Answer, options: argparse.Namespace) -> None:
+    from lever_lib import answers
+
     if options.json:
-        _say(json.dumps(_answer_as_json(options, answer, found)))
-    else:
-        _say_answer(options, answer, found)
+        _say(json.dumps(answers.as_json(opened, answer, options.strategy)))
+        return
+    _say(answers.in_words(opened, answer, options.show_all))
+    for path in (options.save, options.figure):
+        if path:
+            _say(f"wrote {path}")
+
+
+def _converse(opened: OpenLibrary, options: argparse.Namespace) -> None:
+    """Answer questions line by line until there are no more; an error ends no conversation."""
+    people = sys.stdin.isatty() and not options.json
+    if people:
+        _say(f"spec {options.spec}, {len(opened.library.policies)} policies. Ask; an empty line ends.")
+    while True:
+        if people:
+            sys.stdout.write("> ")
+            sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line.strip():
+            if line and not people:
+                continue  # between questions of a file
+            return
+        try:
+            _say_answer(opened, _ask(opened, options, line.strip()), options)
+        except LeverError as error:
+            reason = " ".join(str(error).split())
+            _say(json.dumps({"query": line.strip(), "error": reason}) if options.json else reason)
+        sys.stdout.flush()
 
 
 def _check_target(name: str, path: Path | None, endings: tuple[str, ...]) -> None:
@@ -155,66 +237,8 @@ def _check_target(name: str, path: Path | None, endings: tuple[str, ...]) -> Non
         raise LeverError(f"{name} {path}: is a folder, or lies in none that can be written to")
 
 
-def _answer_as_json(options: argparse.Namespace, answer: Answer, found: list[pd.DataFrame]) -> dict[str, Any]:
-    return {
-        "query": answer.query,
-        "spec": options.spec,
-        "seed": answer.layout.name,
-        "setup": answer.setup,
-        "objectives": list(answer.objectives),
-        "strategy": options.strategy,
-        "method": options.method,
-        "sub_queries": [
-            {"query": sub_query, "candidates": json.loads(table.to_json(orient="records"))}
-            for sub_query, table in zip(answer.sub_queries, found, strict=True)
-        ],
-        "policies": list(answer.policy_ids),
-        "return": answer.return_,
-        "optimum": answer.optimum,
-        "predicted_return": answer.predicted_return,
-        "stuck": answer.stuck,
-        "path": _path(answer.cells, answer.layout),
-        "seconds": answer.seconds,
-    }
-
-
-def _say_answer(options: argparse.Namespace, answer: Answer, found: list[pd.DataFrame]) -> None:
-    _say(
-        "predicted: for what is asked; return and optimum: for what each policy was trained for; "
-        "energy: joules of its training"
-    )
-    for sub_query, table in zip(answer.sub_queries, found, strict=True):
-        _say(f"\n{sub_query}")
-        if options.show_all:
-            _say("\n\n".join(row.to_string(float_format="{:.4g}".format) for _, row in table.iterrows()))
-        else:
-            shown = table.assign(energy=_energy(table)).drop(columns=["energy_joules", "energy_label"])
-            _say(shown.to_string(index=False, float_format="{:.2f}".format))
-    few = len(answer.policy_ids) <= 6
-    _say(f"\n{options.method} of {' + '.join(answer.policy_ids) if few else f'{len(answer.policy_ids)} policies'}")
-    _say(
-        f"as {answer.setup} on layout {answer.layout.name}: return {answer.return_:.2f}, optimum {answer.optimum:.2f}, "
-        f"predicted {answer.predicted_return:.2f}{', gets stuck' if answer.stuck else ''} ({answer.seconds:.2f} s)"
-    )
-    _say(answer.layout.drawn(answer.cells))
-    for path in (options.save, options.figure):
-        if path:
-            _say(f"wrote {path}")
-
-
-def _energy(table: pd.DataFrame) -> list[str]:
-    """Joules and how they were come by, for people."""
-    pairs = zip(table["energy_joules"], table["energy_label"], strict=True)
-    return [label if joules != joules else f"{joules:.3g} ({label})" for joules, label in pairs]
-
-
-def _path(cells: np.ndarray, layout: Layout) -> list[tuple[int, int]]:
-    """Row and column of each cell."""
-    return [divmod(int(cell), layout.size) for cell in cells]
-
-
 def _decompose(options: argparse.Namespace) -> None:
-    from lever_lib.envs.rewards import components_named
+    from lever_lib.decompose import meaning, recognised, understood
 
     if options.file:
         try:
@@ -224,19 +248,18 @@ def _decompose(options: argparse.Namespace) -> None:
     else:
         lines = [options.query]
     for query in lines:
-        objectives = components_named(query)
+        found = recognised(query)
         if options.json:
-            confidence = 1.0 if objectives else 0.0
-            _say(json.dumps({"query": query, "objectives": list(objectives), "confidence": confidence}))
+            _say(json.dumps({"query": query, "objectives": list(found.objectives)} | understood(found)))
         else:
-            _say(f"{', '.join(objectives) or 'no objective recognised'}: {query}")
+            _say(f"{query}\n  {meaning(found)}")
 
 
 def _optimum(options: argparse.Namespace) -> None:
     from lever_lib.api import best_episode
 
     layout, system, episode = best_episode(options.spec, options.seed, options.setup, options.legacy_gold_exit)
-    path = _path(episode.cells, layout)
+    path = [divmod(int(cell), layout.size) for cell in episode.cells]
     if options.json:
         _say(json.dumps({"optimum": episode.return_, "path": path}))
         return
@@ -247,6 +270,7 @@ def _optimum(options: argparse.Namespace) -> None:
 
 def _view(options: argparse.Namespace) -> None:
     from lever_lib.artifacts import Outputs
+    from lever_lib.energy import joules_in_words
     from lever_lib.library import load_library
     from lever_lib.params import load_params
 
@@ -267,9 +291,58 @@ def _view(options: argparse.Namespace) -> None:
         _say(table.to_json(orient="records"))
     else:
         _say(f"{len(table)} policies in spec {options.spec}, {len(library.layouts)} layouts")
-        shown = table.assign(energy=_energy(table))[columns]
+        shown = table.assign(energy=joules_in_words(table))[columns]
         seconds = {"train_seconds": "{:.4f}".format}
         _say(shown.to_string(index=False, float_format="{:.2f}".format, formatters=seconds))
+
+
+def _add(options: argparse.Namespace) -> None:
+    from lever_lib.api import open_library
+
+    tables = _tables(options.file)
+    opened = open_library(options.spec).with_policy(
+        options.policy_id,
+        tables["q_table"],
+        options.setup,
+        options.seed,
+        options.library,
+        options.description,
+        tables.get("visits"),
+    )
+    opened.keep()
+    record = opened.library.policies.iloc[-1]
+    if options.json:
+        _say(json.dumps({"policy_id": options.policy_id, "return": record["return"], "optimum": record["optimum"]}))
+        return
+    _say(
+        f"added {options.policy_id}: as {record['setup']} on layout {record['seed']} its return is "
+        f"{record['return']:.2f}, the optimum {record['optimum']:.2f}"
+    )
+
+
+def _tables(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a policy's file; what runs code when read is refused."""
+    import numpy as np
+
+    try:
+        with np.load(file, allow_pickle=False) if file.suffix == ".npz" else open(file, "rb") as opened:
+            tables = dict(opened) if file.suffix == ".npz" else {"q_table": np.load(opened, allow_pickle=False)}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise LeverError(f"{file}: cannot be read as arrays ({reason})") from None
+    if "q_table" not in tables:
+        raise LeverError(f"{file}: holds {', '.join(tables) or 'nothing'}, must hold q_table")
+    return tables
+
+
+def _remove(options: argparse.Namespace) -> None:
+    from lever_lib.additions import remove
+    from lever_lib.artifacts import Outputs
+    from lever_lib.params import load_params
+
+    count = remove(options.policy_id, Outputs(options.spec, load_params(options.spec)))
+    text = f"removed {options.policy_id}" + (f" and {count - 1} more that were added with it" if count > 1 else "")
+    _say(json.dumps({"removed": count}) if options.json else text)
 
 
 def _verify(options: argparse.Namespace) -> int:

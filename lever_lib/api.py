@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lever_lib import index, library, pi2vec, regressor
+from lever_lib import additions, index, library, pi2vec, regressor
 from lever_lib.artifacts import Outputs
 from lever_lib.composition import Pool
 from lever_lib.composition import method as find_method
 from lever_lib.decompose import Decomposition, decompose
-from lever_lib.envs.gridworld import Layout, layout_from_text, make_layout
-from lever_lib.envs.rewards import COMPONENTS, RewardSystem, reward_system
+from lever_lib.envs.gridworld import ACTION_NAMES, Layout, layout_from_text, make_layout
+from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.jobs import run_jobs
 from lever_lib.library import Library
@@ -28,13 +28,18 @@ from lever_lib.policies.tabular import record_episode, train
 from lever_lib.queries import QUERY_CLASSES
 from lever_lib.recipe import Recipe
 from lever_lib.rollout import Outcome, Policy, evaluate
-from lever_lib.search import Retriever, Scope
+from lever_lib.search import Filters, Retriever, Scope
 from lever_lib.strategies import choose, combinations
-from lever_lib.text import encode
+from lever_lib.text import remembered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MEMORY = ".sentences.sqlite"  # beside the stages of a spec; of no stage, and missed by nobody
+KNOWS = (
+    "it can find the shortest path, collect gold, avoid hazards, pull the lever, and any mix of these; "
+    "ask for instance for 'a fast exit with gold'"
+)
 _ASK = QUERY_CLASSES["trivial"]  # a question of one's own is answered from single objectives
 
 
@@ -45,15 +50,15 @@ class Answer:
     Attributes:
         query: as it was asked.
         setup: reward system that the answer is judged by.
-        objectives: components recognised in the query.
-        sub_queries: sentences searched for.
-        candidates: policies found per sub-query: `row, policy_id, cosine, predicted`, best first.
+        split: what the query was understood to ask for, from which words, and who said so.
+        candidates: policies found per sub-query, best first; columns as in `Retriever.candidates`.
         policy_ids: of the policies composed.
         policy: the composed policy.
         recipe: what it was composed of and how; `save` writes it.
         return_: of one episode from the start, exact.
         optimum: best possible return.
         predicted_return: by the regressor.
+        predicted_interval: of the prediction, lowest and highest.
         stuck: whether the episode reaches neither exit nor hazard.
         cells: cells of the episode, int32 (T + 1,).
         layout: the world.
@@ -62,8 +67,7 @@ class Answer:
 
     query: str
     setup: str
-    objectives: tuple[str, ...]
-    sub_queries: tuple[str, ...]
+    split: Decomposition
     candidates: list[pd.DataFrame]
     policy_ids: tuple[str, ...]
     policy: Policy
@@ -71,10 +75,21 @@ class Answer:
     return_: float
     optimum: float
     predicted_return: float
+    predicted_interval: tuple[float, float]
     stuck: bool
     cells: np.ndarray
     layout: Layout
     seconds: float
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Components recognised in the query."""
+        return self.split.objectives
+
+    @property
+    def sub_queries(self) -> tuple[str, ...]:
+        """Sentences searched for."""
+        return self.split.sub_queries
 
     def plot(self) -> Figure:
         """The layout with the composed policy's path and the best possible one."""
@@ -97,10 +112,14 @@ class OpenLibrary:
     Attributes:
         params: of the spec.
         retriever: policies, embeddings, regressor and text index.
+        outputs: where the library lies on disk; None for one that lies nowhere.
+        stored: how many of its policies, from the first on, are there.
     """
 
     params: Params
     retriever: Retriever
+    outputs: Outputs | None = None
+    stored: int = 0
 
     @property
     def library(self) -> Library:
@@ -117,6 +136,7 @@ class OpenLibrary:
         top_k: int | None = None,
         how: str | None = None,
         filter_energy: bool = False,
+        filters: Filters | None = None,
     ) -> Answer:
         """Find or make a policy for a behaviour said in words.
 
@@ -127,8 +147,9 @@ class OpenLibrary:
             strategy: `targeted`, `hybrid`, `exhaustive` or `library`.
             method: id of a composition method, e.g. `gpi`.
             top_k: candidates per sub-query of `hybrid`; by default as in params.
-            how: `offline` or `none`; by default as in params.
+            how: `offline`, `llm` or `none`; by default as in params.
             filter_energy: among equally close policies prefer those that took least energy to train.
+            filters: what policies must be to be found; for `library`, to be composed.
 
         Raises:
             LeverError: if nothing is recognised or found, or an argument is not one of the above.
@@ -142,26 +163,27 @@ class OpenLibrary:
         count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
         layout = self.library.layout(self.params.seeds[0] if seed is None else seed)
         name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
-        split, system, found = self._find(query, Scope(layout.name, name, ()), how, count, filter_energy)
+        scope = Scope(layout.name, name, ())
+        split, system, found = self._find(query, scope, how, count, filter_energy, filters)
         pool, rows = self._pool(layout, name, system, found)
         local = {row: position for position, row in enumerate(rows)}
         combos = combinations(
             strategy,
             [[local[row] for row in table["row"]] for table in found],
             top_k,
-            np.flatnonzero(self.library.policies["setup"].to_numpy()[rows] != system.name).tolist(),
+            [local[row] for row in self._others(rows, system, filters)] if strategy == "library" else [],
         )
         predictor = self.retriever.regressor.for_layout(layout.name)
         choice = choose(pool, composer, combos, self.retriever.embeddings.embedder(layout), predictor)
         outcome = evaluate(choice.policy, layout, system)
+        half = predictor.half_width(system)
         members = list(choice.members)
         names = tuple(self.library.policies["policy_id"].iloc[rows[members]])
         recipe = Recipe(layout, system, composer.name, names, pool.q_tables[members], pool.visits[members], pool.alpha)
         return Answer(
             query=query,
             setup=system.name,
-            objectives=split.objectives,
-            sub_queries=split.sub_queries,
+            split=split,
             candidates=found,
             policy_ids=names,
             policy=choice.policy,
@@ -169,45 +191,86 @@ class OpenLibrary:
             return_=outcome.return_,
             optimum=optimum(layout, system).return_,
             predicted_return=choice.predicted_return,
+            predicted_interval=(choice.predicted_return - half, choice.predicted_return + half),
             stuck=outcome.stuck,
             cells=outcome.cells,
             layout=layout,
             seconds=time.perf_counter() - started,
         )
 
+    def _others(self, rows: np.ndarray, system: RewardSystem, filters: Filters | None) -> list[int]:
+        """What `library` composes: all but what was trained for the question itself."""
+        others = rows[self.library.policies["setup"].to_numpy()[rows] != system.name]
+        return (others if filters is None else filters.passed(self.library, others, system)).tolist()
+
     def _find(
-        self, query: str, scope: Scope, how: str | None, count: int, filter_energy: bool
+        self, query: str, scope: Scope, how: str | None, count: int, filter_energy: bool, filters: Filters | None
     ) -> tuple[Decomposition, RewardSystem, list[pd.DataFrame]]:
         """Split a question, decide what its answer is judged by, find the candidates of each part.
 
         The scope says where to look; for which set-ups follows from the question.
         """
-        settings = self.params.search
-        how = how or settings.decompose
-        split = decompose(query, _ASK.pool, how)
+        how = how or self.params.search.decompose
+        split = decompose(query, _ASK.pool, how, self.params.llm, ACTION_NAMES[self.params.grid.moves])
         if not split.sub_queries:
-            raise LeverError(
-                f"query {query!r}: no objective recognised; this library knows {', '.join(COMPONENTS)}, "
-                "for instance 'find the fastest exit and collect gold'"
-            )
-        vectors = encode(list(split.sub_queries), settings.encoder)
+            raise LeverError(nothing_asked(split))
+        vectors = self._vectors(split.sub_queries)
         if how == "none":
             scope = replace(scope, setups=self.library.setups)
             system = self._nearest_system(vectors, scope)
         else:
             scope = replace(scope, setups=_ASK.setups)
             system = self.library.system("-".join(split.objectives))
-        found = self.retriever.candidates(vectors, scope, system, count, filter_energy)
+        found = self.retriever.candidates(vectors, scope, system, count, filter_energy, filters)
         for sub_query, table in zip(split.sub_queries, found, strict=True):
             if table.empty:
-                gate = settings.cosine_gate
-                raise LeverError(f"query {sub_query!r}: no policy has a cosine of search.cosine_gate = {gate} or more")
+                gate = self.retriever.index.gate
+                raise LeverError(
+                    f"query {sub_query!r}: no policy has a cosine of {gate} or more, the least that "
+                    f"search.cosine_gate lets pass; {KNOWS}"
+                )
         return split, system, found
+
+    def _vectors(self, sentences: tuple[str, ...]) -> np.ndarray:
+        """Vectors of sentences; the encoder is loaded only for what neither the index nor the memory knows."""
+        settings = self.params.search
+        known = {sentence: self.retriever.index.vector_of(sentence) for sentence in sentences}
+        new = [sentence for sentence, vector in known.items() if vector is None]
+        if new:
+            memory = None if self.outputs is None else self.outputs.folder / MEMORY
+            found = remembered(new, settings.encoder, settings.trust_remote_code, memory)
+            known |= dict(zip(new, found, strict=True))
+        return np.stack([known[sentence] for sentence in sentences])
+
+    def like(
+        self, policy_id: str, count: int = 10, filters: Filters | None = None, library: str | None = None
+    ) -> pd.DataFrame:
+        """Policies that behave like one of the library's, whatever they were trained for.
+
+        Args:
+            policy_id: whose behaviour is wanted.
+            count: of policies at most.
+            filters: what they must be.
+            library: training budget that they must have; by default any.
+
+        Returns:
+            Nearest first: `row, policy_id, distance` as in `Retriever.like`.
+
+        Raises:
+            LeverError: if there is no such policy, or none passes.
+        """
+        if not isinstance(count, int) or count < 1:
+            raise LeverError(f"count = {count!r}: must be a whole number, at least 1")
+        found = self.retriever.like(policy_id, len(self.library.policies), filters)
+        if library is not None:
+            budgets = self.library.policies["library"].to_numpy()[found["row"]]
+            found = found[budgets == self.library.check_library(library)]
+        return found.head(count).reset_index(drop=True)
 
     def _nearest_system(self, vectors: np.ndarray, scope: Scope) -> RewardSystem:
         """What an undivided query is judged by: the reward of the policy whose sentence it comes closest to."""
         rows = self.retriever.rows(scope)
-        sentence_of = self.retriever.index.postings["sentence_id"].to_numpy()[rows]
+        sentence_of = self.retriever.index.sentence_of[rows]
         _, nearest = self.retriever.index.search(vectors, np.unique(sentence_of))
         row = rows[np.flatnonzero(sentence_of == nearest[0, 0])[0]]
         return self.library.system(self.library.policies["setup"].iloc[row])
@@ -309,6 +372,27 @@ class OpenLibrary:
         runs = run_jobs(train, jobs, self.params.execution, f"training on {name}", threads=True)
         return self.with_records([record for records, _ in runs for record in records], [layout])
 
+    def keep(self) -> OpenLibrary:
+        """Write the policies that joined in memory beside the library on disk; nothing that is there is written again.
+
+        Returns:
+            This library, with everything stored.
+
+        Raises:
+            LeverError: if it lies nowhere on disk.
+        """
+        if self.outputs is None:
+            raise LeverError("keep: this library was not opened from disk")
+        rows = range(self.stored, len(self.library.policies))
+        if len(rows) == 0:
+            return self
+        records = self.library.records(rows)
+        base = library.load_library(self.params, self.outputs)
+        own = [layout for name, layout in self.library.layouts.items() if name not in base.layouts]
+        used = {record.seed for record in records}
+        additions.keep(records, [layout for layout in own if layout.name in used], base, self.outputs)
+        return replace(self, stored=len(self.library.policies))
+
 
 def _numbers(name: str, table: Any, layout: Layout) -> np.ndarray:
     """`table` as finite real numbers (S, 4), else a `LeverError`."""
@@ -340,9 +424,20 @@ def open_library(spec: str = "8x8", root: str | Path | None = None) -> OpenLibra
         pi2vec.load_embeddings(params, outputs),
         regressor.load_regressor(outputs),
         index.load_index(policies, outputs),
-        params.search.cosine_gate,
     )
-    return OpenLibrary(params, retriever)
+    opened = OpenLibrary(params, retriever, outputs)
+    records, layouts = additions.added(policies, outputs)
+    if records:
+        opened = opened.with_records(records, layouts)
+    return replace(opened, stored=len(opened.library.policies))
+
+
+def nothing_asked(split: Decomposition) -> str:
+    """What to say to somebody whose question asks for no objective."""
+    if not split.waved_away:
+        return f"query {split.query!r}: asks for nothing that this library knows; {KNOWS}"
+    away = ", ".join(found.component for found in split.waved_away)
+    return f"query {split.query!r}: speaks of {away}, but does not ask for it; {KNOWS}"
 
 
 def best_episode(

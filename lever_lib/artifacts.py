@@ -32,7 +32,9 @@ _DAMAGED = "is missing or damaged"
 STUDY = "study"  # folder, and manifest entry, of results that take long and outlive a run
 MODEL = "model"  # likewise, of the regressor that a study fits
 DEEP = "deep"  # likewise, of deep policies and what became of them
-LASTING = (STUDY, MODEL, DEEP)
+SCALE = "scale"  # likewise, of text search at sizes that no library here has
+ADDED = "added"  # likewise, of policies that somebody added; one entry per batch, `added/...`
+LASTING = (STUDY, MODEL, DEEP, SCALE, ADDED)
 # What a published spec keeps in git, by path within its folder; `.gitignore` says the same. Everything else is bulky
 # and comes back by running.
 PUBLISHED = (
@@ -43,6 +45,7 @@ PUBLISHED = (
     "study/*",
     "model/*.safetensors",
     "deep/*",
+    "scale/*",
 )
 
 
@@ -184,7 +187,7 @@ class Outputs:
         among them.
         """
         own = (self.folder / first.name).is_dir()
-        return [] if own else [name for name in self.manifest() if name not in LASTING]
+        return [] if own else [name for name in self.manifest() if not outlives_runs(name)]
 
     def lasting(self, name: str, files: tuple[str, ...], key: str | None = None) -> Path | None:
         """Folder with what a study made: of this root, else the one that came with the repository; None if neither.
@@ -295,6 +298,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return stages
 
 
+def outlives_runs(name: str) -> bool:
+    """Whether an entry is not for a run to delete or to call its own."""
+    return name.split("/")[0] in LASTING
+
+
 def is_published(name: str) -> bool:
     """Whether a file, by its path within the spec's folder, is one that a published spec keeps in git."""
     return any(PurePosixPath(name).match(pattern) for pattern in PUBLISHED)
@@ -341,7 +349,7 @@ def clear(folder: Path) -> None:
     if not folder.is_dir():
         return
     try:
-        kept = {name: entry for name, entry in read_manifest(folder).items() if name in LASTING}
+        kept = {name: entry for name, entry in read_manifest(folder).items() if outlives_runs(name)}
     except MissingArtifactError:
         kept = {}
     for path in folder.iterdir():
@@ -374,7 +382,7 @@ def file_hash(path: Path) -> str:
 
 @cache
 def source_hash(module: str) -> str:
-    """Hash of a `lever_lib` module's source and of all `lever_lib` sources it imports, directly or not."""
+    """Hash of a module's source, of all `lever_lib` sources it imports, directly or not, and of data that they name."""
     package = Path(__file__).resolve().parent
     seen: dict[str, bytes] = {}
     waiting = [module]
@@ -386,6 +394,9 @@ def source_hash(module: str) -> str:
             continue
         seen[name] = path.read_bytes()
         waiting += [found for found in _imports(seen[name]) if found.startswith(f"{package.name}.")]
+    for path in sorted([*(package / "data").glob("*.yaml"), *(package / "data").glob("*.json")]):
+        if any(path.name.encode() in text for text in seen.values()):
+            seen[path.name] = path.read_bytes()
     return _sha256(b"\0".join(name.encode() + b"\0" + text for name, text in sorted(seen.items())))
 
 

@@ -20,7 +20,7 @@ from lever_lib.envs.features import SLICES
 from lever_lib.envs.gridworld import Layout, States
 from lever_lib.library import Library
 from lever_lib.params import Pi2Vec
-from lever_lib.pi2vec import Embedded, Embedder, Embeddings, episode_pairs
+from lever_lib.pi2vec import Embedded, Embedder, Embeddings, episode_pairs, standardised
 from lever_lib.policies.base import CellPolicy
 from lever_lib.psi_network import LEARNERS, Learner, Pairs, learn
 from lever_lib.rollout import start_state
@@ -30,7 +30,6 @@ from lever_lib.text import encode
 
 _GAMMAS = (0.0, 0.5, 0.9, 0.99, 0.999)
 _COUNTS = (1, 8, 32, 128)
-_CLIP = 3.0  # standard deviations: from some states a policy gets stuck, which is far away from everything
 _SAMPLE = 8  # policies per layout that are learned by descent
 _SLOW_LAYOUTS = 2  # layouts that anything is learned on by descent
 _SLOW_STARTS, _FAST_STARTS = 2, 5  # initialisations
@@ -69,13 +68,6 @@ def learned(library: Library, embeddings: Embeddings) -> Embedded:
         for whole, part in zip(parts, found, strict=True):
             whole[rows] = part
     return Embedded(*parts)
-
-
-def standardised(vectors: np.ndarray) -> np.ndarray:
-    """Features scaled over policies, float (P, D), and clipped; those that are all alike are left out."""
-    spread = vectors.std(axis=0)
-    alive = spread > 1e-9 * np.maximum(np.abs(vectors).max(axis=0), 1)
-    return np.clip((vectors - vectors.mean(axis=0))[:, alive] / spread[alive], -_CLIP, _CLIP)
 
 
 # ---- retrieval
@@ -139,7 +131,7 @@ def _distances(
     yield ("representation", "chance"), np.zeros((len(rows), len(rows)))
     sentences = library.policies["description"].to_numpy()[rows]
     distinct, position = np.unique(sentences, return_inverse=True)
-    text = encode(list(distinct), library.params.search.encoder)
+    text = encode(distinct, library.params.search.encoder, library.params.search.trust_remote_code)
     yield ("representation", "text"), 1 - (text @ text.T)[np.ix_(position, position)]
     policies = [CellPolicy(actions) for actions in library.actions[rows]]
     exact = replace(embeddings.embedder(layout), settings=Pi2Vec(gamma=embeddings.settings.gamma))

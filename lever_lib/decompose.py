@@ -1,16 +1,51 @@
 """From a question in words to objectives and sub-queries.
 
-`offline` needs no network: it recognises objectives by the words people use for them and then picks, from a pool of
-sentences, the smallest set that covers exactly these objectives. `none` hands the question on as it is.
+`offline` needs no network: it recognises objectives by the words that people use for them (`lever_lib.recognise`) and
+then picks, from a pool of sentences, the smallest set that covers exactly these objectives. `llm` lets a language model
+pick the sentences. `none` hands the question on as it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
-from lever_lib.envs.rewards import components_named
+from lever_lib import llm
+from lever_lib.artifacts import ROOT
+from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.errors import LeverError
+from lever_lib.params import LanguageModel
+from lever_lib.recognise import LEAST_ON_TOPIC, Reading, fitted, meant_by, recognise
+
+OFFLINE = "vocabulary"  # who answers where no model was asked
+
+_TASK = """\
+You plan for an agent in a grid world. It starts in one corner; the exit is in the opposite one. Cells may hold gold,
+hazards, blocks that cannot be entered, and one lever. Entering a hazard ends the episode. Actions: {actions}.
+There is a policy for each of the sentences below. Somebody says in words how the agent should behave. Choose the
+sentences that together ask for exactly that: as few as possible, each at most once, copied letter by letter from the
+list. Do not choose a sentence for something that is not asked for, or that is waved away.
+
+Sentences:
+{sentences}"""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why an objective was recognised, or why it was not although it is spoken of.
+
+    Attributes:
+        component: the objective.
+        confidence: from 0 to 1: how often such words were read right on questions that the vocabulary was tuned on,
+            times how likely the sentence is about the world at all.
+        words: of the question, as they were typed.
+    """
+
+    component: str
+    confidence: float
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -21,45 +56,194 @@ class Decomposition:
         query: as it was asked.
         objectives: component names recognised, in the order of the reward table.
         sub_queries: sentences to search for, one policy each.
-        confidence: 1 if words of an objective were found, else 0: recognition by words knows no degrees.
+        confidence: of the least sure objective; 0 if there is none.
+        evidence: for each objective.
+        waved_away: objectives that the question speaks of and does not ask for.
+        answered_by: the vocabulary, or a language model and its host.
+        tokens: that the language model took; None if none was asked or it did not say.
+        seconds: wall time; of a recorded exchange, those of the recording.
     """
 
     query: str
     objectives: tuple[str, ...]
     sub_queries: tuple[str, ...]
     confidence: float
+    evidence: tuple[Evidence, ...]
+    waved_away: tuple[Evidence, ...]
+    answered_by: str
+    tokens: int | None
+    seconds: float
 
 
-def decompose(query: str, pool: tuple[str, ...], how: str = "offline") -> Decomposition:
+def decompose(
+    query: str,
+    pool: tuple[str, ...],
+    how: str = "offline",
+    model: LanguageModel | None = None,
+    actions: tuple[str, ...] = ("right", "down"),
+    count: int | None = None,
+) -> Decomposition:
     """Split a question into sub-queries.
 
     Args:
         query: in words.
         pool: sentences to choose from.
-        how: `offline` or `none`.
+        how: `offline`, `llm` or `none`.
+        model: which language model `llm` asks; by default as in `LanguageModel`.
+        actions: of the world, as the language model is told.
+        count: sentences wanted of the language model; by default as many as it takes.
 
     Raises:
-        LeverError: if the query is empty, or if `offline` recognises objectives that the pool cannot say exactly.
+        LeverError: if the query is empty, if `offline` recognises objectives that the pool cannot say exactly, or if
+            the language model gives no usable answer and `model.fallback` is `error`.
     """
     if not isinstance(query, str) or not query.strip():
         raise LeverError(f"query {query!r}: must be words")
-    objectives = components_named(query)
-    confidence = 1.0 if objectives else 0.0
-    if how == "none":
-        return Decomposition(query, objectives, (query,), confidence)
-    if how != "offline":
-        raise LeverError(f"decompose = {how!r}: must be 'offline' or 'none'")
-    return Decomposition(query, objectives, _cover(objectives, pool), confidence)
+    if how not in ("offline", "llm", "none"):
+        raise LeverError(f"decompose = {how!r}: must be 'offline', 'llm' or 'none'")
+    if how == "llm":
+        model = model or LanguageModel()
+        try:
+            return _by_model(query, pool, model, actions, count)
+        except llm.LLMError:
+            if model.fallback == "error":
+                raise
+    started = time.perf_counter()
+    found = recognised(query)
+    sub_queries = (query,) if how == "none" else _cover(found.objectives, pool)
+    return replace(found, sub_queries=sub_queries, seconds=time.perf_counter() - started)
+
+
+def recognised(query: str) -> Decomposition:
+    """The objectives of a question by its words, without sub-queries; needs no pool and no library."""
+    started = time.perf_counter()
+    reading = recognise(query)
+    evidence = tuple(_evidence(reading, name, True) for name in reading.objectives)
+    spoken = {mention.component for mention in reading.mentions} - set(reading.objectives)
+    about = reading.on_topic >= LEAST_ON_TOPIC
+    waved_away = tuple(_evidence(reading, name, False) for name in COMPONENTS if about and name in spoken)
+    return Decomposition(
+        query=query,
+        objectives=reading.objectives,
+        sub_queries=(),
+        confidence=min((found.confidence for found in evidence), default=0.0),
+        evidence=evidence,
+        waved_away=waved_away,
+        answered_by=OFFLINE,
+        tokens=None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _evidence(reading: Reading, name: str, wanted: bool) -> Evidence:
+    mentions = [mention for mention in reading.mentions if mention.component == name and mention.wanted == wanted]
+    sure = max(fitted()["certainty"][mention.kind] for mention in mentions)
+    words = tuple(dict.fromkeys(mention.words for mention in mentions))
+    return Evidence(name, round(sure * reading.on_topic, 3), words)
+
+
+def understood(split: Decomposition) -> dict[str, Any]:
+    """What a question was understood to ask for, for programs."""
+    return {
+        "confidence": split.confidence,
+        "evidence": [_shown(found) for found in split.evidence],
+        "waved_away": [_shown(found) for found in split.waved_away],
+        "answered_by": split.answered_by,
+        "tokens": split.tokens,
+        "seconds": split.seconds,
+    }
+
+
+def _shown(found: Evidence) -> dict[str, Any]:
+    return {"objective": found.component, "confidence": found.confidence, "words": list(found.words)}
+
+
+def meaning(split: Decomposition) -> str:
+    """One line: which objectives, how sure, from which words, and what is waved away."""
+    asked = [f"{found.component} {_basis(found)}" for found in split.evidence] or ["no objective"]
+    away = [f"{found.component} ({_quoted(found)})" for found in split.waved_away]
+    line = ", ".join(asked) + (f"; not asked for: {', '.join(away)}" if away else "")
+    if split.answered_by == OFFLINE:
+        return line
+    tokens = "" if split.tokens is None else f", {split.tokens} tokens"
+    return f"{line} [{split.answered_by}{tokens}, {split.seconds:.1f} s]"
+
+
+def _basis(found: Evidence) -> str:
+    words = f", from {_quoted(found)}" if found.words else ""
+    return f"({found.confidence:.0%} sure{words})"
+
+
+def _quoted(found: Evidence) -> str:
+    return ", ".join(f"'{words}'" for words in found.words)
 
 
 def _cover(objectives: tuple[str, ...], pool: tuple[str, ...]) -> tuple[str, ...]:
     """The first smallest set of pool sentences whose objectives together are exactly `objectives`."""
     if not objectives:
         return ()
-    meanings = {sentence: set(components_named(sentence)) for sentence in pool}
+    meanings = {sentence: set(meant_by(sentence)) for sentence in pool}
     useful = [sentence for sentence in pool if meanings[sentence] and meanings[sentence] <= set(objectives)]
     for count in range(1, len(useful) + 1):
         for chosen in combinations(useful, count):
             if set().union(*(meanings[sentence] for sentence in chosen)) == set(objectives):
                 return chosen
     raise LeverError(f"query asks for {', '.join(objectives)}, which the sentences to choose from cannot cover exactly")
+
+
+def _by_model(
+    query: str, pool: tuple[str, ...], model: LanguageModel, actions: tuple[str, ...], count: int | None
+) -> Decomposition:
+    """Let a language model choose sentences."""
+
+    def check(answer: Any) -> tuple[str, ...]:
+        return _chosen(answer, pool, count)
+
+    wanted = "Choose as many as it takes, none if the agent is asked for nothing of the kind."
+    if count is not None:
+        wanted = f"Choose exactly {count}."
+    listed = "\n".join(f"- {sentence}" for sentence in pool)
+    system = _TASK.format(actions=", ".join(actions), sentences=listed) + f"\n\n{wanted}"
+    sentences = {"type": "array", "items": {"type": "string", "enum": list(pool)}}
+    schema = {
+        "type": "object",
+        "properties": {"sentences": sentences},
+        "required": ["sentences"],
+        "additionalProperties": False,
+    }
+    reply = llm.converse(system, query, schema, check, _settings(model))
+    named = {name for sentence in reply.value for name in meant_by(sentence)}
+    objectives = tuple(name for name in COMPONENTS if name in named)
+    confidence = 1.0 if objectives else 0.0  # a model says which, not how sure it is
+    return Decomposition(
+        query=query,
+        objectives=objectives,
+        sub_queries=reply.value,
+        confidence=confidence,
+        evidence=tuple(Evidence(name, confidence, ()) for name in objectives),
+        waved_away=(),
+        answered_by=reply.answered_by,
+        tokens=reply.tokens,
+        seconds=reply.seconds,
+    )
+
+
+def _settings(model: LanguageModel) -> llm.Settings:
+    """Params as the door to the model wants them; files are looked for from the repository's root."""
+    record, replay = (None if path is None else ROOT / path for path in (model.record, model.replay))
+    return llm.Settings(model.model, model.timeout_s, model.tries, record, replay)
+
+
+def _chosen(answer: Any, pool: tuple[str, ...], count: int | None) -> tuple[str, ...]:
+    """The sentences of an answer, or the reason why they are refused."""
+    sentences = answer.get("sentences") if isinstance(answer, dict) else None
+    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+        raise llm.Refused('it must be {"sentences": [...]} with a list of strings')
+    strange = [sentence for sentence in sentences if sentence not in pool]
+    if strange:
+        raise llm.Refused(f"{strange[0]!r} is not in the list of sentences; copy them letter by letter")
+    if len(set(sentences)) != len(sentences):
+        raise llm.Refused("a sentence is there twice; each may be chosen once")
+    if count is not None and len(sentences) != count:
+        raise llm.Refused(f"it chooses {len(sentences)} sentences, {count} are wanted")
+    return tuple(sentences)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,19 +21,16 @@ from lever_lib.artifacts import (
     file_hash,
     json_hash,
     replace_folder,
-    shown,
     source_hash,
 )
-from lever_lib.behaviour import standardised
 from lever_lib.composition import METHODS, Pool
 from lever_lib.envs.features import feature_tables
 from lever_lib.envs.gridworld import Layout, States, make_layout
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
-from lever_lib.errors import LeverError
 from lever_lib.jobs import run_jobs
-from lever_lib.library import pack_episodes, training_jobs, unpack_episodes
+from lever_lib.library import load_records, save_records, training_jobs
 from lever_lib.params import Params, Pi2Vec, resolved
-from lever_lib.pi2vec import Embedder
+from lever_lib.pi2vec import Embedder, standardised
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy, PolicyRecord, greedy_actions
 from lever_lib.policies.black_box import BlackBoxJob, train_black_box
@@ -48,7 +44,6 @@ from lever_lib.seeding import stream
 ALGORITHMS = (DQN, PPO)
 _FILES = ("policies.npz", "returns.csv", "placement.csv", "composition.csv", "training_timings.csv")
 _READ = ("grid", "root_seed", "libraries", "sarsa", "pi2vec", "deep")
-_FACTS = ("policy_id", "source", "setup", "library", "seed", "snapshot", "episodes", "description")
 
 
 @dataclass(frozen=True)
@@ -147,30 +142,6 @@ def _jobs(spec: str, params: Params, layouts: list[Layout]) -> list[BlackBoxJob]
         for layout in layouts
         for setup in REWARD_SYSTEMS
     ]
-
-
-def save_records(records: list[PolicyRecord], path: Path) -> None:
-    """Write records as `.npz`, without pickles; seconds differ from run to run and are left out."""
-    content = {name: np.array([getattr(record, name) for record in records]) for name in _FACTS}
-    content |= {name: np.stack([getattr(record, name) for record in records]) for name in ("q_table", "visits")}
-    np.savez_compressed(path, **content, **pack_episodes([record.episode for record in records]))
-
-
-def load_records(path: Path) -> list[PolicyRecord]:
-    """Read what `save_records` wrote.
-
-    Raises:
-        LeverError: if the file holds something else.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            parts = {name: stored[name] for name in stored.files}
-        episodes = unpack_episodes(parts)
-        facts = zip(*(parts[name].tolist() for name in _FACTS), strict=True)
-        tables = zip(facts, parts["q_table"], parts["visits"], episodes, strict=True)
-        return [PolicyRecord(*fact, *rest, train_seconds=np.nan) for fact, *rest in tables]
-    except Exception as error:  # the readers of damaged archives raise whatever the damage leads them to
-        raise LeverError(f"{shown(path)}: no policies can be read from it ({error})") from None
 
 
 def _of(layout: Layout, records: list[PolicyRecord]) -> list[PolicyRecord]:

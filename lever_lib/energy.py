@@ -9,6 +9,10 @@ declared wattage. The label beside each figure says which it is.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 POWERCAP = Path("/sys/class/powercap")
 MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
@@ -65,6 +69,12 @@ def policy_joules(
     if measured is None:
         return [watts * second for second in seconds], ESTIMATED
     return [measured * second / run_seconds for second in seconds], MEASURED
+
+
+def joules_in_words(table: pd.DataFrame) -> list[str]:
+    """The columns `energy_joules` and `energy_label` of a table for people, as in `0.12 (estimated)`."""
+    pairs = zip(table["energy_joules"], table["energy_label"], strict=True)
+    return [label if joules != joules else f"{joules:.3g} ({label})" for joules, label in pairs]
 
 
 def _is_package(zone: Path) -> bool:

@@ -34,7 +34,7 @@ STAGE = Stage(
     name="composition",
     notebook="05_composition",
     files=("results.csv", "timings.csv", "sweep.csv", "sweep_timings.csv", "direct.csv"),
-    params=("grid", "search", "sarsa.alpha", "pi2vec"),
+    params=("grid", "search", "llm", "sarsa.alpha", "pi2vec"),
     upstream=(library_stage.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE),
     module="lever_lib.experiment",
 )
@@ -230,15 +230,17 @@ class _QueryPlan:
 
 
 def _plan_query(query: Query, retriever: Retriever) -> _QueryPlan:
-    settings = retriever.library.params.search
+    library = retriever.library
+    settings = library.params.search
     pool = QUERY_CLASSES[query.query_class].pool
-    encode(list(pool), settings.encoder)  # warm: loading the encoder is no part of a search
+    model = library.params.llm
+    encode(list(pool), settings.encoder, settings.trust_remote_code)  # warm: loading it is no part of a search
     seconds = []
     for _ in range(_REPEATS):
         started = time.perf_counter()
-        split = decompose(query.text, pool, settings.decompose)
+        split = decompose(query.text, pool, settings.decompose, model, count=len(query.parts))
         decomposed = time.perf_counter()
-        vectors = encode(list(split.sub_queries), settings.encoder)
+        vectors = encode(split.sub_queries, settings.encoder, settings.trust_remote_code)
         seconds.append((decomposed - started, time.perf_counter() - decomposed))
     return _QueryPlan(query, vectors, *np.median(seconds, axis=0).tolist())
 
@@ -275,7 +277,7 @@ def _ask(retriever: Retriever, plan: _QueryPlan, scope: Scope, policies: pd.Data
     seconds = time.perf_counter() - started
     if any(table.empty for table in tables):
         raise LeverError(
-            f"search.cosine_gate = {retriever.gate}: too high, a sub-query of {query.text!r} finds no policy"
+            f"search.cosine_gate = {retriever.index.gate}: too high, a sub-query of {query.text!r} finds no policy"
         )
     own = policies["setup"] == query.setup
     return Asked(

@@ -1,4 +1,4 @@
-"""The text index: FAISS over the distinct sentences of a library, and postings from sentence to policies.
+"""The text index: nearest sentences of a library, and postings from sentence to policies.
 
 All snapshots of a reward system share one sentence, so sentences are indexed once and policies hang on them: the index
 stays small, and equal cosines are an explicit tie to be broken by predicted return instead of by insertion order.
@@ -6,32 +6,37 @@ stays small, and equal cosines are an explicit tie to be broken by predicted ret
 
 from __future__ import annotations
 
-import os
-import sys
+import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-if sys.platform == "darwin":
-    # torch and faiss each ship an OpenMP runtime there; loading both aborts the process without this.
-    os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
-import faiss
-
 from lever_lib import library as library_stage
+from lever_lib import vectors
 from lever_lib.artifacts import Outputs, Stage
 from lever_lib.library import Library
-from lever_lib.text import encode
+from lever_lib.params import Search
+from lever_lib.text import EMBEDDED, encode, fingerprint
+from lever_lib.understanding import calibrated_gate
+
+if TYPE_CHECKING:
+    import faiss
 
 STAGE = Stage(
     name="search",
     notebook="04_search",
-    files=("index.faiss", "postings.parquet"),
-    params=("search.encoder",),
+    files=("index.faiss", "postings.parquet", "gate.json"),
+    params=("search.encoder", "search.trust_remote_code", "search.index"),
     upstream=(library_stage.STAGE,),
     module="lever_lib.index",
+    outside=lambda outputs: fingerprint(outputs.params.search.encoder),
 )
+
+EMBEDDED_GATE = 0.42  # `calibrated_gate` of the embedded encoder, which takes seconds to find again
 
 
 @dataclass(frozen=True)
@@ -39,48 +44,67 @@ class TextIndex:
     """Sentences of a library, searchable by cosine.
 
     Attributes:
-        index: FAISS inner-product index over unit vectors, one per distinct sentence.
-        postings: columns `sentence_id, sentence, policy_id`.
-        encoder: that made the vectors.
+        index: FAISS index by inner product over unit vectors, one per distinct sentence.
+        folder: with the postings, which are read column by column when they are asked for.
+        settings: the encoder that made the vectors.
+        gate: least cosine of a hit: calibrated for the encoder, unless params say otherwise.
     """
 
     index: faiss.Index
-    postings: pd.DataFrame
-    encoder: str
+    folder: Path
+    settings: Search
+    gate: float
+
+    @cached_property
+    def postings(self) -> pd.DataFrame:
+        """Columns `sentence_id, sentence, policy_id`, one row per policy in the library's order."""
+        return pd.read_parquet(self.folder / "postings.parquet")
+
+    @cached_property
+    def sentence_of(self) -> np.ndarray:
+        """Sentence id of each policy, int64 (P,)."""
+        return pd.read_parquet(self.folder / "postings.parquet", columns=["sentence_id"])["sentence_id"].to_numpy()
 
     @cached_property
     def sentences(self) -> list[str]:
         """Distinct sentences by id."""
         return self.postings.drop_duplicates("sentence_id").sort_values("sentence_id")["sentence"].tolist()
 
-    def search(self, vectors: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All allowed sentences by falling cosine.
 
         Args:
-            vectors: unit queries, float32 (M, W).
-            allowed: ids of the sentences that may be found, int64 (A,).
+            queries: unit vectors, float32 (M, W).
+            allowed: ids of the sentences that may be found, int64 (A,), rising.
 
         Returns:
             Cosines, float32 (M, A), and sentence ids, int64 (M, A).
         """
-        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.asarray(allowed, dtype=np.int64)))
-        return self.index.search(np.ascontiguousarray(vectors, dtype=np.float32), len(allowed), params=parameters)
+        return vectors.nearest(self.index, queries, len(allowed), allowed)
+
+    def vector_of(self, sentence: str) -> np.ndarray | None:
+        """Vector of a sentence that the library knows word for word, float32 (W,); no encoder is needed for these."""
+        try:
+            return self.index.reconstruct(self.sentences.index(sentence))
+        except ValueError:
+            return None
 
 
 def build_index(library: Library, outputs: Outputs, overwrite: bool = False) -> TextIndex:
     """Embed and index the library's sentences, unless the files on disk are whole and up to date."""
     if overwrite or not outputs.fresh(STAGE):
+        settings = library.params.search
+        embed = partial(encode, encoder=settings.encoder, trust_remote_code=settings.trust_remote_code)
         with outputs.writing(STAGE) as folder:
             sentences = library.policies["description"]
             ids, distinct = pd.factorize(sentences)
             postings = pd.DataFrame(
                 {"sentence_id": ids, "sentence": sentences, "policy_id": library.policies["policy_id"]}
             )
-            vectors = encode(list(distinct), library.params.search.encoder)
-            index = faiss.IndexFlatIP(vectors.shape[1])
-            index.add(vectors)
-            faiss.write_index(index, str(folder / "index.faiss"))
+            vectors.save(vectors.build(embed(list(distinct)), settings.index), folder / "index.faiss")
             postings.to_parquet(folder / "postings.parquet", index=False)
+            gate = EMBEDDED_GATE if settings.encoder == EMBEDDED else calibrated_gate(embed)
+            (folder / "gate.json").write_text(json.dumps({"encoder": settings.encoder, "gate": gate}) + "\n")
     return load_index(library, outputs)
 
 
@@ -95,13 +119,28 @@ def extend(index: TextIndex, library: Library) -> TextIndex:
     more = library.policies.iloc[len(index.postings) :]
     fresh = [sentence for sentence in more["description"].unique() if sentence not in known]
     known |= {sentence: len(known) + number for number, sentence in enumerate(fresh)}
-    grown = faiss.clone_index(index.index)
+    grown = index.index
     if fresh:
-        grown.add(encode(fresh, index.encoder))
-    postings = pd.DataFrame(
-        {"sentence_id": more["description"].map(known), "sentence": more["description"], "policy_id": more["policy_id"]}
+        grown = vectors.appended(grown, encode(fresh, index.settings.encoder, index.settings.trust_remote_code))
+    return _with(
+        index,
+        grown,
+        pd.DataFrame(
+            {
+                "sentence_id": more["description"].map(known),
+                "sentence": more["description"],
+                "policy_id": more["policy_id"],
+            }
+        ),
     )
-    return TextIndex(grown, pd.concat([index.postings, postings], ignore_index=True), index.encoder)
+
+
+def _with(index: TextIndex, grown: faiss.Index, more: pd.DataFrame) -> TextIndex:
+    """The index with further postings, in memory."""
+    joined = TextIndex(grown, index.folder, index.settings, index.gate)
+    postings = pd.concat([index.postings, more], ignore_index=True)
+    vars(joined).update(postings=postings, sentence_of=postings["sentence_id"].to_numpy())
+    return joined
 
 
 def load_index(library: Library, outputs: Outputs) -> TextIndex:
@@ -111,5 +150,8 @@ def load_index(library: Library, outputs: Outputs) -> TextIndex:
         MissingArtifactError: if it is absent, damaged or out of date.
     """
     folder = outputs.require(STAGE)
-    index = faiss.read_index(str(folder / "index.faiss"))
-    return TextIndex(index, pd.read_parquet(folder / "postings.parquet"), library.params.search.encoder)
+    settings = library.params.search
+    gate = settings.cosine_gate
+    if gate is None:
+        gate = json.loads((folder / "gate.json").read_text())["gate"]
+    return TextIndex(vectors.load(folder / "index.faiss"), folder, settings, gate)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lever_lib.artifacts import Outputs, Stage
+from lever_lib.artifacts import Outputs, Stage, shown
 from lever_lib.energy import UNKNOWN, Meter, policy_joules
 from lever_lib.envs.gridworld import Layout, make_layout, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
@@ -154,6 +154,25 @@ class Library:
         """The training episode recorded at each policy's snapshot."""
         with np.load(self.folder / "episodes.npz") as stored:
             return unpack_episodes(dict(stored))
+
+    def records(self, rows: Sequence[int]) -> list[PolicyRecord]:
+        """Some policies with all that is kept of each."""
+        found = []
+        for row in rows:
+            facts = self.policies.iloc[row]
+            found.append(
+                PolicyRecord(
+                    **{name: str(facts[name]) for name in ("policy_id", "source", "setup", "library", "seed")},
+                    snapshot=float(facts["snapshot"]),
+                    episodes=int(facts["episodes"]),
+                    description=str(facts["description"]),
+                    q_table=np.array(self.q_tables[row]),
+                    visits=np.array(self.visits[row]),
+                    episode=self.episodes[row],
+                    train_seconds=float(self.timings["train_seconds"].iloc[row]),
+                )
+            )
+        return found
 
     def joined(self, records: Sequence[PolicyRecord], layouts: Sequence[Layout] = ()) -> Library:
         """This library with further policies and layouts, in memory: the files stay as they are.
@@ -374,3 +393,30 @@ def unpack_episodes(stored: dict[str, np.ndarray]) -> list[Episode]:
     cells, actions, left, lever, hazards = (stored[name] for name in Episode._fields)
     spans = [slice(start, stop) for start, stop in itertools.pairwise(stored["offsets"])]
     return [Episode(cells[s], actions[s.start : s.stop - 1], left[s], lever[s], hazards[s]) for s in spans]
+
+
+_FACTS = ("policy_id", "source", "setup", "library", "seed", "snapshot", "episodes", "description")
+
+
+def save_records(records: list[PolicyRecord], path: Path) -> None:
+    """Write records as `.npz`, without pickles; seconds differ from run to run and are left out."""
+    content = {name: np.array([getattr(record, name) for record in records]) for name in _FACTS}
+    content |= {name: np.stack([getattr(record, name) for record in records]) for name in ("q_table", "visits")}
+    np.savez_compressed(path, **content, **pack_episodes([record.episode for record in records]))
+
+
+def load_records(path: Path) -> list[PolicyRecord]:
+    """Read what `save_records` wrote.
+
+    Raises:
+        LeverError: if the file holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            parts = {name: stored[name] for name in stored.files}
+        episodes = unpack_episodes(parts)
+        facts = zip(*(parts[name].tolist() for name in _FACTS), strict=True)
+        tables = zip(facts, parts["q_table"], parts["visits"], episodes, strict=True)
+        return [PolicyRecord(*fact, *rest, train_seconds=np.nan) for fact, *rest in tables]
+    except Exception as error:  # the readers of damaged archives raise whatever the damage leads them to
+        raise LeverError(f"{shown(path)}: no policies can be read from it ({error})") from None

@@ -107,17 +107,31 @@ class Regressor:
 class Search:
     """Text retrieval and query decomposition."""
 
-    encoder: Literal["minilm"] = "minilm"
-    decompose: Literal["offline", "none"] = "offline"
+    encoder: str = Field("minilm", min_length=1)  # minilm, or a sentence-transformers name or folder
+    trust_remote_code: bool = False  # of a named encoder: run the code that comes with it
+    decompose: Literal["offline", "llm", "none"] = "offline"
+    index: Literal["auto", "flat", "hnsw", "ivf"] = "auto"  # by the number of distinct sentences, or always this
     candidates: int = Field(5, ge=2, le=100)  # per sub-query, what `exhaustive` combines
     top_k: int = Field(3, ge=1, le=100)  # of these, what `hybrid` combines
-    cosine_gate: float = Field(0.45, ge=-1, le=1)  # hits below it are no answer; depends on the encoder
+    cosine_gate: float | None = Field(None, ge=-1, le=1)  # hits below it are no answer; null: calibrated per encoder
 
     @model_validator(mode="after")
     def _top_k_within_candidates(self) -> Search:
         if self.top_k > self.candidates:
             raise ValueError(f"top_k = {self.top_k} must be at most candidates = {self.candidates}")
         return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LanguageModel:
+    """Who splits a question under `search.decompose: llm`. `OPENAI_API_KEY` and `OPENAI_BASE_URL` say where it is."""
+
+    model: str = Field("gpt-5-nano", min_length=1)
+    timeout_s: float = Field(60.0, gt=0, le=3600)  # for a whole question, retries included
+    tries: int = Field(3, ge=1, le=10)
+    fallback: Literal["error", "offline"] = "error"  # what happens if it gives no usable answer
+    record: str | None = None  # file that exchanges are appended to
+    replay: str | None = None  # file of recorded exchanges that answer instead, without network or key
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -165,6 +179,13 @@ class Deep:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Scale:
+    """Text indexes of many made-up sentences; only `./run_all.sh study` builds them."""
+
+    vectors: tuple[Annotated[int, Field(ge=100, le=10_000_000)], ...] = ()  # sizes; none: nothing is measured
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Energy:
     """How joules are estimated where no meter can be read."""
 
@@ -197,8 +218,10 @@ class Params:
     pi2vec: Pi2Vec = Field(default_factory=Pi2Vec)
     regressor: Regressor = Field(default_factory=Regressor)
     search: Search = Field(default_factory=Search)
+    llm: LanguageModel = Field(default_factory=LanguageModel)
     study: Study = Field(default_factory=Study)
     deep: Deep = Field(default_factory=Deep)
+    scale: Scale = Field(default_factory=Scale)
     energy: Energy = Field(default_factory=Energy)
     execution: Execution = Field(default_factory=Execution)
 
@@ -319,8 +342,22 @@ def _short(value: Any) -> str:
 
 
 def _nearest_key(location: list[str]) -> str:
-    sections = {"grid": Grid, "sarsa": Sarsa, "pi2vec": Pi2Vec, "regressor": Regressor, "search": Search}
-    sections |= {"study": Study, "deep": Deep, "energy": Energy, "execution": Execution, "libraries": Budget}
+    sections = {
+        "grid": Grid,
+        "sarsa": Sarsa,
+        "pi2vec": Pi2Vec,
+        "regressor": Regressor,
+        "search": Search,
+        "llm": LanguageModel,
+    }
+    sections |= {
+        "study": Study,
+        "deep": Deep,
+        "scale": Scale,
+        "energy": Energy,
+        "execution": Execution,
+        "libraries": Budget,
+    }
     owner = Params if len(location) == 1 else sections.get(location[0])
     known = [field.name for field in fields(owner)] if owner else []
     close = difflib.get_close_matches(location[-1], known, n=1)

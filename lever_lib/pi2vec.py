@@ -45,6 +45,7 @@ STAGE = Stage(
 
 # How often a network's data start at the start state, for each time at a canonical one: psi is read there by itself.
 _STARTS = 8
+_CLIP = 3.0  # standard deviations: from some states a policy gets stuck, which is far away from everything
 
 
 METHODS = ("exact", "network")
@@ -60,6 +61,13 @@ class Embedded(NamedTuple):
 
     mean: np.ndarray
     start: np.ndarray
+
+
+def standardised(vectors: np.ndarray) -> np.ndarray:
+    """Features scaled over policies, float (P, D), and clipped; those that are all alike are left out."""
+    spread = vectors.std(axis=0)
+    alive = spread > 1e-9 * np.maximum(np.abs(vectors).max(axis=0), 1)
+    return np.clip((vectors - vectors.mean(axis=0))[:, alive] / spread[alive], -_CLIP, _CLIP)
 
 
 @dataclass(frozen=True)

@@ -338,6 +338,71 @@ def cosine_table(cosines: pd.DataFrame, title: str) -> Figure:
 
 
 @_styled
+def confusion(counts: pd.DataFrame, title: str) -> Figure:
+    """What questions asked for against what was answered, as numbers on colour; what never happened stays empty.
+
+    Args:
+        counts: questions, rows by what was asked, columns by what was answered, in the same order.
+        title: above the figure.
+    """
+    size = 0.42 * len(counts) + 2.0
+    figure, axes = plt.subplots(figsize=(size + 0.6, size), layout="constrained")
+    shares = counts / counts.sum(axis=1).clip(lower=1).to_numpy()[:, None]
+    sns.heatmap(
+        shares,
+        mask=(counts == 0).to_numpy(),
+        annot=counts,
+        fmt="d",
+        vmin=0,
+        vmax=1,
+        cmap="cividis",
+        annot_kws={"size": 8},
+        cbar=False,
+        linewidths=0.5,
+        linecolor=GRID_LINE,
+        ax=axes,
+    )
+    axes.set(xlabel="answered", ylabel="asked")
+    figure.suptitle(title, fontsize="medium")
+    plt.setp(axes.get_xticklabels(), rotation=50, ha="right", rotation_mode="anchor", size=8)
+    plt.setp(axes.get_yticklabels(), rotation=0, size=8)
+    return figure
+
+
+@_styled
+def search_at_scale(timings: pd.DataFrame, recall: pd.DataFrame, title: str) -> Figure:
+    """Median milliseconds of a search and share of the true neighbours found, by number of sentences and kind of index.
+
+    Args:
+        timings: columns `sentences, kind, filter, p50_ms`.
+        recall: columns `sentences, kind, filter, recall_at_10`.
+        title: above the figure.
+    """
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.6), layout="constrained", sharex=True)
+    panels = [(timings, "p50_ms", "median of a search, ms"), (recall, "recall_at_10", "true neighbours found")]
+    filters = list(dict.fromkeys(timings["filter"]))
+    for axis, (table, column, label) in zip(axes, panels, strict=True):
+        for number, kind in enumerate(sorted(set(table["kind"]))):
+            for style, name in zip(_PATH_LINES, filters, strict=False):
+                line = table[(table["kind"] == kind) & (table["filter"] == name)].sort_values("sentences")
+                axis.plot(
+                    line["sentences"], line[column], color=PALETTE[number], marker=MARKERS[number], linestyle=style
+                )
+        axis.set(xscale="log", ylabel=label)
+    axes[0].set(yscale="log")
+    axes[1].set(xlabel="distinct sentences", ylim=(None, 1.02))
+    kinds = sorted(set(timings["kind"]))
+    handles = [Line2D([], [], color=PALETTE[n], marker=MARKERS[n], label=kind) for n, kind in enumerate(kinds)]
+    handles += [
+        Line2D([], [], color="black", linestyle=style, label=f"filter: {name}")
+        for style, name in zip(_PATH_LINES, filters, strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+@_styled
 def share_of_optimum(summary: pd.DataFrame, references: dict[str, pd.DataFrame], title: str) -> Figure:
     """Share of the optimum by strategy and method with intervals, and beside it the share of stuck policies.
 

@@ -295,7 +295,7 @@ def _ask_part(outputs: Outputs, models: Regressor, draft: Path, first: bool) -> 
     if first:
         write_tables(behaviour.study_behaviour(policies, embeddings), draft)
     texts = index.build_index(policies, outputs)
-    retriever = Retriever(policies, embeddings, models, texts, outputs.params.search.cosine_gate)
+    retriever = Retriever(policies, embeddings, models, texts)
     table = training_table(policies, embeddings)
     save_table(table, draft / _TABLE)
     save_table(replace(table, embedded=behaviour.learned(policies, embeddings)), draft / _LEARNED)

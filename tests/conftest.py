@@ -45,7 +45,7 @@ def build_everything(params: Params, outputs: Outputs) -> Retriever:
     embeddings = pi2vec.build_embeddings(policies, outputs)
     models = regressor.build_regressor(policies, embeddings, outputs)
     texts = index.build_index(policies, outputs)
-    retriever = Retriever(policies, embeddings, models, texts, params.search.cosine_gate)
+    retriever = Retriever(policies, embeddings, models, texts)
     experiment.build_results(retriever, outputs)
     report.build_report(outputs)
     return retriever

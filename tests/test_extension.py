@@ -24,6 +24,7 @@ from lever_lib.params import PARAMS_FOLDER, Execution, load_params
 from lever_lib.planning import plan
 from lever_lib.policies.base import CellPolicy, PolicyRecord, greedy_actions
 from lever_lib.rollout import evaluate
+from lever_lib.search import Filters
 from tests.conftest import build_everything
 
 MAP = """
@@ -239,6 +240,60 @@ def test_missing_energy_comes_last_and_never_crashes(opened):
             assert tied["energy_joules"].iloc[:-1].is_monotonic_increasing
 
 
+def test_what_nobody_measured_passes_no_limit_of_energy(opened):
+    q_table, _ = best_q_table(opened, "gold", 1)
+    mine = opened.with_policy("unmetered", q_table, setup="gold", seed=1)
+    for filters, there in ((Filters(setups=("gold",)), True), (Filters(most_joules=1e9), False)):
+        table = mine.ask("collect gold", seed=1, top_k=40, filters=filters).candidates[0]
+        assert ("unmetered" in set(table["policy_id"])) == there
+
+
+def test_a_copy_behaves_like_its_original(opened):
+    row = opened.library.policies.query("seed == '0001' and setup == 'lever'").index[-1]
+    mine = opened.with_policy("0 copy", opened.library.q_tables[row], setup="path", seed=1)
+    original = opened.library.policies["policy_id"][row]
+    nearest = mine.like(original, 1).iloc[0]
+    assert nearest["policy_id"] == "0 copy"
+    assert nearest["distance"] == pytest.approx(0, abs=1e-5)
+    assert set(mine.library.policies["seed"].iloc[mine.like(original, 1000)["row"]]) == {"0001"}
+    budgets = mine.library.policies["library"].iloc[mine.like(original, 1000, library="X1")["row"]]
+    assert set(budgets) == {"X1"}
+    assert "0 copy" not in set(mine.like(original, 1000, Filters(setups=("lever",)))["policy_id"])
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 2.5}, {"library": "X99"}, {"policy_id": None}])
+def test_a_likeness_that_cannot_be_asked_for_is_refused(opened, wrong):
+    name = opened.library.policies["policy_id"][0]
+    with pytest.raises(LeverError, match="count|X99|None"):
+        opened.like(**{"policy_id": name, "count": 3} | wrong)
+
+
+def test_a_policy_alone_in_its_world_is_like_no_other(opened):
+    donor = opened.with_layout("alone", MAP)
+    row = next(donor.library.policies.query("seed == 'alone'").itertuples())
+    record = record_of_another_source(donor, row, donor.library.q_tables[row.Index])
+    with pytest.raises(LeverError, match="is alone in its layout"):
+        opened.with_records([record], [layout_from_text(MAP, "alone")]).like(record.policy_id)
+
+
+def test_a_filter_holds_for_the_whole_answer(opened):
+    answer = opened.ask("fast exit with gold", seed=1, strategy="library", filters=Filters(setups=("path", "gold")))
+    setups = opened.library.policies.set_index("policy_id").loc[list(answer.policy_ids), "setup"]
+    assert set(setups) == {"path", "gold"}
+    assert all(set(table["row"]) for table in answer.candidates)
+    with pytest.raises(LeverError, match="filter setups = hazard-lever: no policy passes"):
+        opened.ask("fast exit with gold", seed=1, filters=Filters(setups=("hazard-lever",)))
+
+
+@pytest.mark.parametrize("strategy", ["targeted", "library"])
+def test_the_interval_holds_the_prediction(opened, strategy):
+    answer = opened.ask("fast exit with gold", seed=1, strategy=strategy)
+    low, high = answer.predicted_interval
+    assert low < answer.predicted_return < high
+    half = opened.retriever.regressor.for_layout("0001").half_width(answer.recipe.system)
+    assert (low, high) == pytest.approx((answer.predicted_return - half, answer.predicted_return + half))
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
@@ -343,17 +398,17 @@ def record_of_another_source(donor, row, q_table):
 
 
 def test_records_of_another_source_may_cover_some_objectives_only(opened):
-    """A source that trains two objectives on a world of its own is a library like any other."""
+    """A source that trains one objective on a world of its own is a library like any other."""
     layout = layout_from_text(MAP, "elsewhere")
     donor = opened.with_layout("elsewhere", MAP)
-    rows = donor.library.policies.query("seed == 'elsewhere' and setup in ['path', 'gold'] and library == 'X5'")
+    rows = donor.library.policies.query("seed == 'elsewhere' and setup == 'path' and library == 'X5'")
     q_tables = donor.library.q_tables
     records = [record_of_another_source(donor, row, q_tables[row.Index]) for row in rows.itertuples()]
     few = opened.with_records(records, [layout])
-    answer = few.ask("fast exit with gold", seed="elsewhere", library="X5")
+    answer = few.ask("be quick", seed="elsewhere", library="X5")
     assert answer.return_ <= answer.optimum
-    with pytest.raises(LeverError, match=r"Activate the lever .* no policy has a cosine"):
-        few.ask("pull the lever", seed="elsewhere", library="X5")
+    with pytest.raises(LeverError, match=r"Collect as much gold .* no policy has a cosine"):
+        few.ask("collect gold", seed="elsewhere", library="X5")
 
 
 def test_the_answer_is_drawn_and_saved(opened, tmp_path):

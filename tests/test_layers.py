@@ -9,7 +9,7 @@ import lever_lib
 
 ROOT = Path(lever_lib.__file__).parent
 LAYERS = [
-    {"errors", "params", "seeding", "artifacts", "jobs", "energy", "looks", "columns", "pictures"},
+    {"errors", "params", "seeding", "artifacts", "jobs", "energy", "looks", "columns", "pictures", "llm", "vectors"},
     {"envs", "envs.layouts", "envs.rewards", "envs.gridworld", "envs.features", "envs.environment"},
     {
         "policies",
@@ -21,11 +21,25 @@ LAYERS = [
         "rollout",
         "planning",
     },
-    {"library", "psi_network", "pi2vec", "forest", "text", "index", "regressor", "decompose", "queries"},
+    {
+        "library",
+        "psi_network",
+        "pi2vec",
+        "forest",
+        "text",
+        "index",
+        "regressor",
+        "decompose",
+        "queries",
+        "recognise",
+        "understanding",
+        "additions",
+        "minilm",
+    },
     {"search", "composition", "recipe"},
     {"strategies", "experiment"},
     {"stats", "plots", "report", "generalisation", "behaviour"},
-    {"api", "study", "deep", "scaling", "notebooks", "__main__", "__init__"},
+    {"api", "answers", "search_scale", "study", "deep", "scaling", "notebooks", "__main__", "__init__"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 FILES = {

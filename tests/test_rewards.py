@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lever_lib.envs.rewards import COMPONENTS, EVENTS, REWARD_SYSTEMS, Component, check_sentences, reward_system
+from lever_lib.envs.rewards import COMPONENTS, EVENTS, REWARD_SYSTEMS, Component, reward_system
 from lever_lib.errors import LeverError
 
 PUBLISHED = [
@@ -47,15 +47,6 @@ def test_the_legacy_exit_rule_changes_gold_only():
     assert (pays(new, "exit_gold_share"), pays(new, "exit_some_gold")) == (-10, 0)
     assert (pays(old, "exit_gold_share"), pays(old, "exit_some_gold")) == (0, -20)
     assert (reward_system("path").weights == reward_system("path", legacy_gold_exit=True).weights).all()
-
-
-@pytest.mark.parametrize(
-    ("sentence", "words"), [("Take a long walk.", "stroll"), ("Stroll the shortest way.", "stroll"), ("Walk.", "")]
-)
-def test_a_sentence_that_its_own_words_do_not_name_is_refused(monkeypatch, sentence, words):
-    monkeypatch.setitem(COMPONENTS, "stroll", Component(sentence, {"step": 1.0}, words))
-    with pytest.raises(LeverError, match=r"component 'stroll': .* must be recognised by its own words"):
-        check_sentences()
 
 
 def test_an_event_that_does_not_exist_is_refused():

@@ -1,8 +1,16 @@
+import os
+import sqlite3
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from lever_lib import minilm, text
+from lever_lib.artifacts import ROOT
 from lever_lib.envs.rewards import COMPONENTS
-from lever_lib.text import encode
+from lever_lib.errors import LeverError
+from lever_lib.text import EMBEDDED, encode, fingerprint, known_words, remembered, word_vectors
 
 
 def test_unit_vectors_and_known_cosines():
@@ -15,6 +23,153 @@ def test_unit_vectors_and_known_cosines():
     assert vectors[0] @ vectors[2] < 0.2
 
 
-def test_an_unknown_encoder_is_refused():
-    with pytest.raises(ValueError, match="encoder"):
-        encode(["a"], "other")
+@pytest.fixture
+def encoder(tmp_path, request):
+    """A name under which no encoder is found."""
+    folder = tmp_path / "encoder"
+    if request.param == "an empty folder":
+        folder.mkdir()
+        return str(folder)
+    if request.param == "a folder without a model":
+        folder.mkdir()
+        (folder / "readme.txt").write_text("no model")
+        return str(folder)
+    return request.param
+
+
+NOWHERE = ["nobody/no-such-model", "nosuchmodel", "a/b/c", "two words", "/nowhere/at/all", "~/nowhere"]
+
+
+@pytest.mark.parametrize("encoder", ["an empty folder", "a folder without a model", *NOWHERE], indirect=True)
+def test_an_encoder_that_is_not_there_is_one_line(encoder):
+    with pytest.raises(LeverError) as caught:
+        encode(["a"], encoder)
+    message = str(caught.value)
+    assert message.startswith(f"search.encoder = {encoder!r}: ")
+    assert "\n" not in message
+
+
+def test_a_folder_whose_model_is_broken_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(LeverError, match=r"search\.encoder = .*: cannot be loaded") as caught:
+        encode(["a"], str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+MISSING = """
+import sys
+from lever_lib.errors import LeverError
+from lever_lib.text import encode
+for encoder in sys.argv[1:]:
+    try:
+        encode(["a"], encoder)
+    except LeverError:
+        continue
+    raise SystemExit(f"{encoder} was found")
+print(*(name for name in ("sentence_transformers", "transformers", "torch") if name in sys.modules))
+"""
+
+
+def test_a_missing_encoder_is_known_before_anything_heavy_is_imported(tmp_path):
+    arguments = [sys.executable, "-c", MISSING, "nobody/no-such-model", str(tmp_path)]
+    result = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
+
+
+def test_a_folder_is_known_by_its_files(tmp_path):
+    assert fingerprint(EMBEDDED) is None
+    assert fingerprint("nobody/no-such-model") is None
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint(str(tmp_path))
+    (tmp_path / "config.json").write_text("{ }")
+    assert fingerprint(str(tmp_path)) != before
+    (tmp_path / "config.json").write_text("{}")
+    assert fingerprint(str(tmp_path)) == before
+
+
+@pytest.fixture
+def memory(tmp_path):
+    return tmp_path / "memory" / "sentences.sqlite"
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """Counts what the encoder is asked, by sentence."""
+    asked = []
+
+    def counted(sentences, encoder, trust_remote_code):
+        asked.extend(sentences)
+        return minilm.encode(sentences)
+
+    monkeypatch.setattr(text, "encode", counted)
+    return asked
+
+
+def recall(sentences, file, encoder=EMBEDDED):
+    return remembered(sentences, encoder, False, file)
+
+
+def test_what_was_encoded_once_is_remembered(memory, forgetful):
+    first = recall(["gold", "lever", "gold"], memory)
+    assert forgetful == ["gold", "lever"]
+    assert np.array_equal(first, minilm.encode(["gold", "lever", "gold"]))
+    again = recall(["lever", "quick", "gold"], memory)
+    assert forgetful == ["gold", "lever", "quick"], "only what is new is encoded"
+    assert np.array_equal(again[[2, 0]], first[:2]), "to the last bit"
+
+
+def test_each_encoder_has_a_memory_of_its_own(memory, forgetful, tmp_path):
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    for encoder in (EMBEDDED, str(folder), str(folder)):
+        recall(["gold"], memory, encoder)
+    assert forgetful == ["gold", "gold"]
+    (folder / "config.json").write_text("another model")
+    recall(["gold"], memory, str(folder))
+    assert forgetful == ["gold"] * 3, "a folder with other files is another encoder"
+
+
+def test_without_a_file_nothing_is_remembered(forgetful):
+    for _ in range(2):
+        recall(["gold"], None)
+    assert forgetful == ["gold", "gold"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_damaged_memory_is_done_without(memory, forgetful, content):
+    memory.parent.mkdir()
+    memory.write_bytes(content)
+    for _ in range(2):
+        assert np.array_equal(recall(["gold"], memory), minilm.encode(["gold"]))
+
+
+def test_a_memory_of_another_shape_is_done_without(memory, forgetful):
+    memory.parent.mkdir()
+    with sqlite3.connect(memory) as database:
+        database.execute("CREATE TABLE vectors (something TEXT)")
+    database.close()
+    assert np.array_equal(recall(["gold"], memory), minilm.encode(["gold"]))
+
+
+def test_a_folder_that_cannot_be_written_to_costs_no_answer(memory, forgetful):
+    memory.parent.mkdir()
+    memory.parent.chmod(0o500)
+    try:
+        if os.access(memory.parent, os.W_OK):
+            pytest.skip("whoever runs this may write everywhere")
+        assert np.array_equal(recall(["gold"], memory), minilm.encode(["gold"]))
+    finally:
+        memory.parent.chmod(0o700)
+
+
+def test_a_file_in_the_place_of_the_folder_costs_no_answer(memory, forgetful):
+    memory.parent.write_text("a file")
+    assert np.array_equal(recall(["gold"], memory), minilm.encode(["gold"]))
+
+
+def test_words_have_vectors_before_any_sentence_is_read():
+    gold, silver, pasta, nothing = word_vectors(["gold", "silver", "pasta", ""])
+    assert gold @ silver > 0.5 > gold @ pasta
+    np.testing.assert_allclose([gold @ gold, nothing @ nothing], [1, 0], atol=1e-6)
+    assert {"gold", "switch"} <= known_words()
+    assert "tresure" not in known_words()

@@ -7,7 +7,6 @@ roll-out of a policy, counted in events, gives its return under every reward sys
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -41,8 +40,9 @@ class Component:
     Attributes:
         sentence: how a person would ask for it; also the text its policies are indexed under.
         pays: reward per event; names as in `EVENTS`.
-        words: regular expression of the words by which a question is understood to mean it; by default its name. They
-            must occur in its own sentence and in no other component's.
+        words: words and short expressions by which a question is understood to mean it, with `|` between them and `*`
+            for any ending; by default its name. One of them must occur in its own sentence, none in another
+            component's. The four below have theirs in `lever_lib/data/vocabulary.yaml`.
         pays_legacy: `pays` under `legacy_gold_exit`, where it differs.
     """
 
@@ -62,52 +62,22 @@ COMPONENTS: dict[str, Component] = {
     "path": Component(
         "Find the shortest path to the exit.",
         {"step": -1.0, "exit": 100.0},
-        words=r"fast\w*|short\w*|quick\w*|direct\w*|swift\w*|speed\w*|hurry\w*|hast\w*",
     ),
     "gold": Component(
         "Collect as much gold as possible before exiting.",
         {"step": -0.01, "gold": 5.0, "exit_all_gold": 100.0, "exit_gold_share": -10.0},
-        words=r"gold\w*|coins?|treasures?",
         pays_legacy={"step": -0.01, "gold": 5.0, "exit_all_gold": 100.0, "exit_some_gold": -20.0},
     ),
     "hazard": Component(
         "Reach the exit while avoiding hazards and staying away from them.",
         {"step": -0.1, "hazard_neighbour": -2.0, "exit": 100.0},
-        words=r"hazard\w*|traps?|danger\w*|safe\w*",
     ),
     "lever": Component(
         "Activate the lever before reaching the exit.",
         {"step": -0.1, "lever": 20.0, "exit": 20.0, "exit_with_lever": 60.0},
-        words=r"levers?|switch\w*|mechanism\w*",
     ),
 }
 
-
-def components_named(text: str) -> tuple[str, ...]:
-    """Components that a text names by their words, in the order of the table."""
-    return tuple(
-        name
-        for name, component in COMPONENTS.items()
-        if re.search(rf"\b(?:{component.words or name})\b", text, re.IGNORECASE)
-    )
-
-
-def check_sentences() -> None:
-    """Refuse a component whose sentence would be misunderstood: nobody could ask for it.
-
-    Raises:
-        LeverError: naming the component.
-    """
-    for name, component in COMPONENTS.items():
-        named = components_named(component.sentence)
-        if named != (name,):
-            raise LeverError(
-                f"component {name!r}: its sentence {component.sentence!r} must be recognised by its own words and by "
-                f"no other's, but names {', '.join(named) or 'none'}"
-            )
-
-
-check_sentences()
 
 COMPOSITE_SENTENCES: dict[str, str] = {
     "hazard-lever": "Activate the lever and avoid hazards while reaching the exit.",

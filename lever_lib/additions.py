@@ -1,0 +1,125 @@
+"""Policies that somebody adds to a library on disk: beside it, each batch in a folder of its own.
+
+Nothing that is there is written again, so adding one policy takes as long for a large library as for a small one. A
+batch is complete before it gets its name, and the manifest names it last: whoever opens the library meanwhile sees it
+with the batch or without, never with half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isnan, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lever_lib.artifacts import ADDED, Outputs, damaged_files, file_hash, json_hash, replace_folder, shown
+from lever_lib.envs.gridworld import Layout
+from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.library import Library, load_records, save_records
+from lever_lib.policies.base import PolicyRecord
+
+
+def keep(records: Sequence[PolicyRecord], layouts: Sequence[Layout], library: Library, outputs: Outputs) -> Path:
+    """Write policies beside a library, as one batch; returns its folder.
+
+    Args:
+        records: that the library does not have yet; `Library.joined` says what is wrong with them.
+        layouts: that they are valid in and that the library does not have.
+        library: that they join.
+        outputs: that it is part of.
+    """
+    worlds = library.layouts | {layout.name: layout for layout in layouts}
+    names = [record.policy_id for record in records]
+    name = f"{ADDED}/{json_hash(names)[:16]}"
+    draft = outputs.folder / f".{name.replace('/', '.')}.writing"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        save_records(list(records), draft / "policies.npz")
+        about = {
+            "policies": names,
+            "train_seconds": [None if isnan(record.train_seconds) else record.train_seconds for record in records],
+            "worlds": {record.seed: _world(worlds[record.seed]) for record in records},
+            "layouts": {layout.name: layout.cells.tolist() for layout in layouts},
+        }
+        (draft / "about.json").write_text(json.dumps(about) + "\n")
+        files = {f"{name}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
+        (outputs.folder / ADDED).mkdir(exist_ok=True)
+        replace_folder(draft, outputs.folder / name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    outputs.enter(name, {"key": name, "root_seed": outputs.params.root_seed, "files": files})
+    return outputs.folder / name
+
+
+def added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[Layout]]:
+    """All policies that were added to a library, and the layouts that came with them.
+
+    What was added to another world than the library now has is left out, with a warning.
+
+    Raises:
+        MissingArtifactError: if a file is missing or damaged.
+    """
+    records: list[PolicyRecord] = []
+    layouts: dict[str, Layout] = {}
+    for name, entry in sorted(outputs.manifest().items()):
+        if not name.startswith(f"{ADDED}/"):
+            continue
+        damaged = damaged_files(outputs.folder, entry)
+        if damaged:
+            batch = json.dumps(name)
+            raise MissingArtifactError(f"{shown(damaged[0])} is missing or damaged; remove {batch} with `remove`")
+        about = _about(outputs.folder / name)
+        moves = library.params.grid.moves
+        own = {seed: Layout(np.array(cells, np.int8), seed, moves) for seed, cells in about["layouts"].items()}
+        worlds = library.layouts | layouts | own
+        stored = load_records(outputs.folder / name / "policies.npz")
+        for record, seconds in zip(stored, about["train_seconds"], strict=True):
+            known = record.seed in worlds and _world(worlds[record.seed]) == about["worlds"][record.seed]
+            if not known or record.library not in library.params.libraries:
+                text = "%s: policy %s was added to another world and is left out; remove it with `remove`"
+                logging.getLogger(__name__).warning(text, library.spec, record.policy_id)
+                continue
+            records.append(replace(record, train_seconds=nan if seconds is None else seconds))
+            if record.seed in own:
+                layouts[record.seed] = own[record.seed]
+    return records, list(layouts.values())
+
+
+def remove(policy_id: str, outputs: Outputs) -> int:
+    """Take a policy that was added, and its batch, from a library; returns how many policies went.
+
+    Raises:
+        LeverError: if no such policy was added.
+    """
+    for name in outputs.manifest():
+        if not name.startswith(f"{ADDED}/"):
+            continue
+        if policy_id == name or policy_id in (names := _names(outputs.folder / name)):
+            count = 1 if policy_id == name else len(names)
+            outputs.forget(name)
+            shutil.rmtree(outputs.folder / name, ignore_errors=True)
+            return count
+    raise LeverError(f"policy_id {policy_id!r}: was not added to spec {outputs.spec}; only what was added is removed")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return _about(folder)["policies"]
+    except (OSError, ValueError, KeyError):  # a damaged batch has no names, and goes by its own
+        return []
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "about.json").read_text(encoding="utf-8"))
+
+
+def _world(layout: Layout) -> str:
+    """What tells a world from another that has its name."""
+    return json_hash([layout.cells.tolist(), layout.moves])

@@ -1,0 +1,465 @@
+"""The one door to a language model: a question goes out, a checked JSON object comes back, or one line says why not.
+
+Any endpoint that speaks the OpenAI protocol will do. `OPENAI_BASE_URL` and `OPENAI_API_KEY` say which, in the
+environment or in a `.env` file. An answer that cannot be used is told back to the model with the reason, a request that
+fails is sent again; both end after some tries, or when the time for the whole conversation is up. What the model said
+can be recorded, and a recording answers in its place, without network or key.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from lever_lib.artifacts import ROOT, json_hash, shown
+from lever_lib.errors import LeverError
+
+if TYPE_CHECKING:
+    import openai
+
+T = TypeVar("T")
+Messages = list[dict[str, str]]
+
+_LOG = logging.getLogger(__name__)
+_KEY, _URL, _HOME = "OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"
+_NO_KEY = "none"  # the client wants one; endpoints on one's own machine do not look at it
+_OFFLINE = "use `search.decompose: offline`"
+_LATER = f"try later, raise timeout_s or {_OFFLINE}"
+_BACKOFF, _MOST_BACKOFF = 0.25, 8.0  # seconds before a request is sent again, doubling up to the most
+_MOST_ANSWER = 100_000  # bytes of text
+_MOST_BODY = 2_000_000  # bytes: such an answer with every letter escaped, and what stands around it
+_MOST_TOLD_BACK, _MOST_REASON = 10_000, 300  # letters of an answer shown again, and of a reason in a message or log
+_SECRET = 8  # letters; what is shorter is a dummy, and hiding it would hide parts of words
+_OBJECT = re.compile(r'\{\s*["}]')  # how a JSON object starts; prose may hold other braces
+
+
+class LLMError(LeverError):
+    """No usable answer from a language model; the message says why and what to do."""
+
+
+class Refused(ValueError):
+    """An answer is not what was asked for. The model is told the reason."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which model to ask, and how patiently."""
+
+    model: str = "gpt-5-nano"
+    timeout_s: float = 60.0  # for the whole conversation, retries and waiting included
+    tries: int = 3  # answers and failed requests together
+    record: Path | None = None  # where live exchanges are appended
+    replay: Path | None = None  # recorded exchanges that answer instead; nothing is sent then, and nothing recorded
+
+
+@dataclass(frozen=True)
+class Reply(Generic[T]):
+    """What came of a conversation.
+
+    Attributes:
+        value: what `check` made of the answer.
+        answered_by: model and host, and whether it was recorded.
+        tokens: of all answers together as the endpoint counted them; None if it did not count one of them.
+        seconds: from the first request to the last answer, waiting included; on replay those of the recording.
+        tries: answers and failed requests that it took; a recording holds no failed requests.
+    """
+
+    value: T
+    answered_by: str
+    tokens: int | None
+    seconds: float
+    tries: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a model said. Its seconds count from the answer before, failed requests in between included."""
+
+    content: str | None
+    finish_reason: str | None  # `refusal` if the content is why the model declined
+    tokens: int | None
+    seconds: float = 0.0
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A request that brought no answer. If there is a cure, asking again is of no use before."""
+
+    reason: str
+    cure: str | None = None
+    wait: float | None = None  # seconds before asking again, None if nobody has said
+
+
+def converse(system: str, user: str, schema: dict, check: Callable[[Any], T], settings: Settings) -> Reply[T]:
+    """Ask a language model for a JSON object, and again with the reason if the answer cannot be used.
+
+    Args:
+        system: what the model is to do; `schema` is added to it in words.
+        user: what it is to do it with.
+        schema: JSON schema of the object, within what the `strict` mode of endpoints allows.
+        check: makes a value of the object, or raises `Refused` with a reason that the model can act on.
+        settings: which model, and how patiently.
+
+    Raises:
+        LLMError: on a missing or wrong key, an unknown model, a recording that does not hold the exchange, or if there
+            is no usable answer within the tries and the time.
+    """
+    task = f"{system}\n\nAnswer with one JSON object and nothing else. Its JSON schema:\n{json.dumps(schema)}"
+    messages = [{"role": "system", "content": task}, {"role": "user", "content": _text(user)}]
+    answers: list[_Answer] = []
+    with closing(_Endpoint(settings) if settings.replay is None else _Recording(settings)) as source:
+        for number in range(1, settings.tries + 1):
+            answer = source.ask(messages, schema)
+            value, reason = _judged(answer, check)
+            _LOG.info("%s, try %d: %s", settings.model, number, "accepted" if reason is None else _one_line(reason))
+            if isinstance(answer, _Answer):
+                answers.append(answer)
+                if reason is None:
+                    return _reply(value, answers, number, settings)
+                messages = messages + _told_back(answer, reason)
+            elif answer.cure is not None or number == settings.tries:
+                break
+            else:
+                time.sleep(answer.wait)
+    cure = (isinstance(answer, _Failure) and answer.cure) or f"ask another model or {_OFFLINE}"
+    count = f"{number} {'try' if number == 1 else 'tries'}"
+    raise LLMError(f"{settings.model} at {source.host}: no usable answer in {count}: {_one_line(reason)}; {cure}")
+
+
+def _judged(answer: _Answer | _Failure, check: Callable[[Any], T]) -> tuple[T | None, str | None]:
+    """The value of an answer, and why it cannot be used: None if it can."""
+    if isinstance(answer, _Failure):
+        return None, answer.reason
+    try:
+        return check(_object_in(answer)), None
+    except Refused as refused:
+        return None, _text(str(refused))
+
+
+def _reply(value: T, answers: list[_Answer], number: int, settings: Settings) -> Reply[T]:
+    who = f"{settings.model} at {answers[-1].host}{'' if settings.replay is None else ', recorded'}"
+    counts = [answer.tokens for answer in answers]
+    tokens = None if None in counts else sum(counts)
+    return Reply(value, who, tokens, sum(answer.seconds for answer in answers), number)
+
+
+def _told_back(answer: _Answer, reason: str) -> Messages:
+    request = f"This answer cannot be used: {reason}\nAnswer again, with one JSON object as described."
+    said = (answer.content or "")[:_MOST_TOLD_BACK]
+    return [{"role": "assistant", "content": said}, {"role": "user", "content": request}]
+
+
+def _object_in(answer: _Answer) -> dict[str, Any]:
+    """The one JSON object in an answer, whatever stands around it."""
+    if answer.finish_reason == "refusal":
+        raise Refused(f"the model declined: {answer.content}")
+    if answer.finish_reason == "length":
+        raise Refused("it was cut off at the length limit")
+    if answer.content is None:
+        raise Refused(f"it has no text (finish_reason {answer.finish_reason})")
+    if len(answer.content.encode()) > _MOST_ANSWER:
+        raise Refused(f"it is longer than {_MOST_ANSWER // 1000} kB")
+    found: dict[bytes, dict[str, Any]] = {}
+    start = _OBJECT.search(answer.content)
+    while start:
+        try:
+            value, end = json.JSONDecoder().raw_decode(answer.content, start.start())
+            # Python reads more than JSON can say, NaN and half letters; writing it down again finds them out.
+            found[json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()] = value
+        except (ValueError, RecursionError) as error:
+            raise Refused(f"it is no JSON: {error}") from None  # nor is what may be whole within it
+        start = _OBJECT.search(answer.content, end)
+    if len(found) != 1:
+        raise Refused(f"it must hold one JSON object, holds {len(found) or 'none'}")
+    return next(iter(found.values()))
+
+
+class _Endpoint:
+    """A live language model."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._access = _find_access(settings.model)
+        self.host = self._access.host
+        if settings.record is not None:
+            _append(settings.record, b"")  # if it cannot be written, better now than after an answer that was paid for
+        import openai  # takes a second: only who asks a model shall wait for it, and before the clock starts
+
+        self._begun = self._since = time.monotonic()
+        self._client = openai.OpenAI(
+            api_key=self._access.key,
+            base_url=self._access.url,
+            max_retries=0,
+            http_client=openai.DefaultHttpxClient(auth=self._access.login),
+        )
+        self._structured = True
+        self._failures = 0
+
+    def ask(self, messages: Messages, schema: dict) -> _Answer | _Failure:
+        """The model's answer, recorded if wanted, or what came between."""
+        answer = self._in_time(messages, schema)
+        if isinstance(answer, _Failure):
+            # Hidden before it is cut, for half a key would not be recognised.
+            return self._patience(replace(answer, reason=_one_line(self._access.hide(answer.reason))))
+        now = time.monotonic()
+        said = {"content": answer.content, "finish_reason": answer.finish_reason}
+        said = {name: None if text is None else self._access.hide(text) for name, text in said.items()}
+        answer = replace(answer, **said, seconds=now - self._since, host=self.host)
+        self._since = now
+        if self._settings.record is not None:
+            line = {"key": _exchange_key(self._settings.model, messages, schema), "model": self._settings.model}
+            line |= {"messages": messages, **asdict(answer)}
+            _append(self._settings.record, json.dumps(line).encode() + b"\n")
+        return answer
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    def _left(self) -> float:
+        return max(0.0, self._begun + self._settings.timeout_s - time.monotonic())
+
+    def _patience(self, failure: _Failure) -> _Failure:
+        """The failure with the seconds to wait, or with a cure if that is more than are left."""
+        if failure.cure is not None:
+            return failure
+        backoff = min(_BACKOFF * 2**self._failures, _MOST_BACKOFF)
+        self._failures += 1
+        wait, left = backoff if failure.wait is None else failure.wait, self._left()
+        if wait < left:
+            return replace(failure, wait=wait)
+        spent = f"{wait:g} s to wait, {left:.1f} left of timeout_s = {self._settings.timeout_s:g}"
+        return _Failure(f"{failure.reason} ({spent})", _LATER)
+
+    def _in_time(self, messages: Messages, schema: dict) -> _Answer | _Failure:
+        """Send a request and drop it when the time is up: a server that drips bytes outlives any timeout of a read."""
+        left = self._left()
+        box: SimpleQueue[_Answer | _Failure | Exception] = SimpleQueue()
+
+        def work() -> None:
+            try:
+                box.put(self._request(messages, schema, left + 1))  # to end this thread if closing does not
+            except Exception as error:
+                box.put(error)
+
+        if left > 0:
+            Thread(target=work, name="llm", daemon=True).start()
+        try:
+            outcome = box.get(timeout=left)
+        except Empty:  # `close` comes next, and pulls the connection from under the thread
+            return _Failure(f"no answer within timeout_s = {self._settings.timeout_s:g}", _LATER)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _request(self, messages: Messages, schema: dict, timeout_s: float) -> _Answer | _Failure:
+        """One round trip, or two with an endpoint that knows no `response_format`: the schema is in the words too."""
+        import httpx2
+        import openai
+
+        strict = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+        options = {"response_format": strict} if self._structured else {}
+        create = self._client.chat.completions.with_streaming_response.create
+        # The client's errors carry the request with its key, so none of them leaves this function.
+        try:
+            with create(model=self._settings.model, messages=messages, timeout=timeout_s, **options) as response:
+                return _read_answer(_read_body(response.iter_bytes()))
+        except openai.APIStatusError as error:
+            failure = _status_failure(error, self._settings.model)
+            # Some endpoints stumble over what they do not know instead of refusing it.
+            named = any(word in failure.reason for word in ("response_format", "json_schema"))
+            rejected = (error.status_code in {400, 422} or named) and self._structured
+        except (openai.OpenAIError, httpx2.HTTPError, UnicodeError) as error:  # the last: a host that cannot be one
+            cause = error.__cause__ or error
+            return _Failure(f"the connection failed ({type(cause).__name__}: {cause}); {_URL} says where it goes")
+        if not rejected:
+            return failure
+        self._structured = False
+        reason = _one_line(self._access.hide(failure.reason))
+        _LOG.info("%s: asked again without response_format: %s", self._settings.model, reason)
+        return self._request(messages, schema, timeout_s)
+
+
+def _read_body(chunks: Iterable[bytes]) -> bytes | None:
+    """All of a body; None if there is no end to it."""
+    body = bytearray()
+    for chunk in chunks:
+        body += chunk
+        if len(body) > _MOST_BODY:
+            return None
+    return bytes(body)
+
+
+def _read_answer(body: bytes | None) -> _Answer | _Failure:
+    """What a body says, with nothing taken for granted: many endpoints speak the protocol nearly."""
+    if body is None:
+        return _Failure(f"the answer is longer than {_MOST_BODY // 1_000_000} MB")
+    try:
+        completion = json.loads(body)
+    except (ValueError, RecursionError):
+        return _Failure(f"what came is no JSON: {body.decode(errors='replace')}", f"check {_URL}: most end in /v1")
+    completion = completion if isinstance(completion, dict) else {}
+    choices = completion.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        return _Failure(f"the answer has no choices: {body.decode(errors='replace')}")
+    usage = completion.get("usage")
+    tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+    tokens = tokens if type(tokens) is int else None
+    if refusal := _text(message.get("refusal")):
+        return _Answer(refusal, "refusal", tokens)
+    return _Answer(_text(message.get("content")), _text(choice.get("finish_reason")), tokens)
+
+
+def _text(value: Any) -> str | None:
+    """A text that can be sent: a Python string may hold half letters (lone surrogates), which no encoding can say."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_REASON else f"{line[: _MOST_REASON - 3]}..."
+
+
+def _status_failure(error: openai.APIStatusError, model: str) -> _Failure:
+    status = error.status_code
+    said = error.message if " - " in error.message else f"{error.message} - {error.response.text}"
+    if status in {408, 409, 429} or status >= 500:
+        return _Failure(said, wait=_retry_after(error.response.headers.get("retry-after", "")))
+    cures = {
+        401: f"check {_KEY}",
+        403: f"check {_KEY} and what it is allowed",
+        404: f"check model = {model!r} and {_URL}",
+    }
+    return _Failure(said, cures.get(status, f"ask another model or {_OFFLINE}"))
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds that a `Retry-After` header asks for, by number or date; None if it says neither."""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Access:
+    """Where to ask, and what nobody else must see."""
+
+    host: str
+    url: str  # without user and password: the client logs it
+    key: str = field(repr=False)
+    login: tuple[str, str] | None = field(repr=False)
+
+    def hide(self, text: str) -> str:
+        """A text without the secrets that an endpoint may have repeated in it."""
+        secrets = [self.key]
+        if self.login is not None:
+            secrets += [self.login[1], base64.b64encode(":".join(self.login).encode()).decode()]
+        for secret in sorted(secrets, key=len, reverse=True):
+            text = text.replace(secret, "[key]") if len(secret) >= _SECRET else text
+        return text
+
+
+def _find_access(model: str) -> _Access:
+    """Endpoint and key: each from the environment, else from `.env` where we are, else from that of the repository."""
+    here = {name: value for name, value in os.environ.items() if value.strip()}
+    values = _dotenv(ROOT / ".env") | _dotenv(Path.cwd() / ".env") | here
+    key, url = values.get(_KEY, "").strip(), values.get(_URL, "").strip()
+    if not key and not url:
+        raise LLMError(f"no key for {model}: set {_KEY} in the environment or in .env, or {_OFFLINE}")
+    if not re.fullmatch(r"[!-~]*", key):
+        raise LLMError(f"{_KEY}: must be ASCII without blanks")
+    import httpx2  # what it makes of an address is what counts: the client goes there
+
+    try:
+        parts = httpx2.URL(url or _HOME)
+        sound = parts.scheme in {"http", "https"} and parts.host and (parts.port or 0) < 65536
+    except httpx2.InvalidURL:
+        sound = False
+    if not sound:
+        raise LLMError(f"{_URL}: must be an address like {_HOME}")
+    login = (parts.username, parts.password) if parts.username else None
+    return _Access(parts.host, str(parts.copy_with(userinfo=b"")), key or _NO_KEY, login)
+
+
+def _dotenv(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    from dotenv import dotenv_values
+
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return {name: value for name, value in dotenv_values(stream=io.StringIO(text), interpolate=False).items() if value}
+
+
+class _Recording:
+    """A file of answers in a model's place. Of two answers to the same messages the later counts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._model = settings.model
+        self.host = shown(settings.replay)
+        if not settings.replay.is_file():
+            raise LLMError(f"{self.host}: no such recording; record it with {_KEY} set")
+        lines = settings.replay.read_bytes().removesuffix(b"\n").split(b"\n")
+        self._answers = dict(
+            _recorded(line, f"{self.host}, line {number}") for number, line in enumerate(lines, 1) if lines != [b""]
+        )
+
+    def ask(self, messages: Messages, schema: dict) -> _Answer:
+        """The recorded answer to these messages."""
+        key = _exchange_key(self._model, messages, schema)
+        if key not in self._answers:
+            question = f"answer of {self._model} to {_one_line(messages[-1]['content'])!r}"
+            raise LLMError(f"{self.host}: holds no {question}; record it again with {_KEY} set")
+        return self._answers[key]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _recorded(line: bytes, place: str) -> tuple[str, _Answer]:
+    kinds = {"content": str | None, "finish_reason": str | None, "tokens": int | None, "seconds": int | float}
+    kinds |= {"host": str, "key": str}
+    try:
+        exchange = json.loads(line.decode())
+        values = {name: exchange[name] for name in kinds}
+        whole = all(isinstance(values[name], kind) for name, kind in kinds.items())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise LLMError(f"{place}: damaged; record it again with {_KEY} set")
+    return values.pop("key"), _Answer(**values)
+
+
+def _exchange_key(model: str, messages: Messages, schema: dict) -> str:
+    return json_hash([model, messages, schema])
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append in one write, so that neither an interrupt nor another process can leave half a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        if os.write(file, line) != len(line):
+            raise LLMError(f"{shown(path)}: could not be written to the end; is the disk full?")
+    finally:
+        os.close(file)

@@ -1,0 +1,205 @@
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lever_lib import additions
+from lever_lib.additions import remove
+from lever_lib.api import OpenLibrary, open_library
+from lever_lib.artifacts import ROOT, clear, examine, file_hash
+from lever_lib.errors import LeverError
+from lever_lib.policies.base import greedy_actions
+from tests.test_extension import MAP
+
+DANCE = "Dance from coin to coin."
+
+
+@pytest.fixture
+def root(smoke, smoke_outputs, tmp_path):
+    """A run to add to."""
+    shutil.copytree(smoke_outputs.folder, tmp_path / "smoke")
+    return tmp_path
+
+
+@pytest.fixture
+def opened(root):
+    return open_library("smoke", root)
+
+
+@pytest.fixture
+def q_table():
+    return np.random.default_rng(0).normal(size=(36, 4))
+
+
+def checksums(folder):
+    return {path.relative_to(folder): file_hash(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def batches(root):
+    return sorted(name for name in open_library("smoke", root).outputs.manifest() if name.startswith("added/"))
+
+
+def test_what_is_kept_is_there_when_the_library_is_opened_again(opened, root, q_table):
+    mine = opened.with_policy("tuned", q_table, setup="gold", seed=1, description=DANCE, visits=np.full((36, 4), 3))
+    kept = mine.keep()
+    again = open_library("smoke", root)
+    assert kept.stored == again.stored == len(again.library.policies) == 241
+    assert again.library.policies.iloc[-1].to_dict() == mine.library.policies.iloc[-1].to_dict()
+    assert np.array_equal(again.library.q_tables[-1], q_table)
+    assert (again.library.visits[-1] == 3).all()
+    for ours, theirs in zip(again.library.episodes[-1], mine.library.episodes[-1], strict=True):
+        assert np.array_equal(ours, theirs)
+    assert np.isnan(again.library.timings["train_seconds"].iloc[-1])
+    assert np.array_equal(again.retriever.embeddings.embeddings, mine.retriever.embeddings.embeddings)
+
+
+def test_what_was_added_answers_a_question(opened, root, q_table):
+    opened.with_policy("tuned", q_table, setup="gold", seed=1, description=DANCE).keep()
+    answer = open_library("smoke", root).ask(DANCE, seed=1, how="none", strategy="targeted")
+    assert answer.policy_ids == ("tuned",)
+    assert answer.candidates[0]["cosine"].iloc[0] == pytest.approx(1, abs=1e-5)
+    assert np.array_equal(greedy_actions(answer.recipe.q_tables[0]), greedy_actions(q_table))
+
+
+def test_a_world_of_your_own_is_kept_with_its_policies(opened, root):
+    mine = opened.with_layout("mine", MAP).keep()
+    again = open_library("smoke", root)
+    assert np.array_equal(again.library.layouts["mine"].cells, mine.library.layouts["mine"].cells)
+    answer = again.ask("fast exit with gold", seed="mine")
+    assert answer.policy_ids == mine.ask("fast exit with gold", seed="mine").policy_ids
+    times, ours = (one.library.timings["train_seconds"].iloc[-80:] for one in (again, mine))
+    assert np.array_equal(times, ours)
+
+
+def test_a_batch_brings_the_worlds_that_it_needs(opened, root, q_table):
+    opened.with_layout("mine", MAP).keep().with_policy("late", q_table, setup="gold", seed="mine").keep()
+    assert len(batches(root)) == 2
+    first = open_library("smoke", root).library.policies.query("seed == 'mine' and policy_id != 'late'")
+    assert remove(first["policy_id"].iloc[0], opened.outputs) == len(first) == 80
+    left = open_library("smoke", root)
+    assert left.library.policies.query("seed == 'mine'")["policy_id"].tolist() == ["late"]
+
+
+def test_nothing_that_was_there_is_written_again(opened, root, q_table):
+    before = checksums(root)
+    opened.with_policy("tuned", q_table, setup="gold", seed=1).keep()
+    after = checksums(root)
+    new = {path for path in after if path not in before}
+    assert {path.parts[:2] for path in new} == {("smoke", "added")}
+    assert {path.name for path in before if after[path] != before[path]} <= {"manifest.json", "params.yaml"}
+    assert {name: state for name, state in examine(root / "smoke").items() if state.missing or state.damaged} == {}
+
+
+def test_what_was_kept_is_not_kept_again(opened, root, q_table):
+    first = opened.with_policy("one", q_table, setup="gold", seed=1).keep()
+    assert first.keep() is first
+    first.with_policy("two", q_table, setup="gold", seed=2).keep()
+    assert len(batches(root)) == 2
+    assert remove("one", opened.outputs) == 1
+    assert open_library("smoke", root).library.policies["policy_id"].iloc[240:].tolist() == ["two"]
+
+
+def test_a_library_that_lies_nowhere_cannot_keep(smoke, smoke_params, q_table):
+    mine = OpenLibrary(smoke_params, smoke).with_policy("tuned", q_table, setup="gold", seed=1)
+    with pytest.raises(LeverError, match="not opened from disk"):
+        mine.keep()
+
+
+def test_the_policies_of_a_run_are_not_removed(opened, root, q_table):
+    opened.with_policy("tuned", q_table, setup="gold", seed=1).keep()
+    for name in (opened.library.policies["policy_id"][0], "nobody", "added/nothing", "library"):
+        with pytest.raises(LeverError, match="was not added to spec smoke"):
+            remove(name, opened.outputs)
+    assert remove("tuned", opened.outputs) == 1
+    with pytest.raises(LeverError, match="was not added"):
+        remove("tuned", opened.outputs)
+    assert open_library("smoke", root).library.policies.equals(opened.library.policies)
+    assert list((root / "smoke" / "added").iterdir()) == []
+
+
+@pytest.fixture
+def kept(opened, root, q_table):
+    """The one batch of a run."""
+    opened.with_policy("tuned", q_table, setup="gold", seed=1).keep()
+    (name,) = batches(root)
+    return root / "smoke" / name
+
+
+def test_a_damaged_batch_is_named_and_can_be_removed(kept, opened, root):
+    files = sorted(kept.iterdir())
+    assert len(files) >= 2
+    for file in files:
+        whole = file.read_bytes()
+        for harm in (whole[: len(whole) // 2], None):
+            file.unlink() if harm is None else file.write_bytes(harm)
+            with pytest.raises(LeverError, match=f"{file.name} is missing or damaged; remove .*{kept.name}"):
+                open_library("smoke", root)
+            file.write_bytes(whole)
+    shutil.rmtree(kept)
+    remove(f"added/{kept.name}", opened.outputs)
+    assert len(open_library("smoke", root).library.policies) == 240
+
+
+def test_what_belongs_to_another_world_is_left_out_and_named(opened, root, q_table, caplog):
+    mine = opened.with_policy("lost", q_table, setup="gold", seed=1)
+    record = mine.library.records([240])[0]
+    elsewhere = SimpleNamespace(layouts=opened.library.layouts | {"0001": opened.library.layout(2)})
+    additions.keep([record], [], elsewhere, opened.outputs)
+    additions.keep([replace(record, policy_id="poor", library="X99")], [], opened.library, opened.outputs)
+    with caplog.at_level(logging.WARNING):
+        again = open_library("smoke", root)
+    assert again.library.policies.equals(opened.library.policies)
+    for name in ("lost", "poor"):
+        assert f"policy {name} was added to another world and is left out" in caplog.text
+        assert remove(name, opened.outputs) == 1
+
+
+def test_half_a_batch_is_no_batch(kept, root):
+    shutil.copytree(kept, root / "smoke" / ".added.0123456789abcdef.writing")
+    half = kept.with_name("0123456789abcdef")
+    half.mkdir()
+    (half / next(kept.iterdir()).name).write_bytes(b"half")
+    again = open_library("smoke", root)
+    assert len(again.library.policies) == 241
+    assert len(batches(root)) == 1
+
+
+WRITER = """
+import sys
+import numpy as np
+from lever_lib.api import open_library
+
+opened = open_library("smoke", sys.argv[1])
+print("ready", flush=True)
+for number in range(12):
+    for part in "ab":
+        opened = opened.with_policy(f"{number:02}{part}", np.eye(36, 4), setup="gold", seed=1)
+    opened = opened.keep()
+"""
+
+
+def test_a_reader_sees_whole_batches_while_they_are_written(root):
+    arguments = [sys.executable, "-c", WRITER, str(root)]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "ready\n"
+        seen = []
+        while writer.poll() is None:
+            own = open_library("smoke", root).library.policies["policy_id"].iloc[240:]
+            seen.append(sorted(own))
+    assert writer.returncode == 0
+    everything = [f"{number:02}{part}" for number in range(12) for part in "ab"]
+    assert all(names == everything[: len(names)] and len(names) % 2 == 0 for names in seen)
+    assert sorted(open_library("smoke", root).library.policies["policy_id"].iloc[240:]) == everything
+    assert len({len(names) for names in seen}) > 1, "it read while they were written"
+
+
+def test_a_batch_outlives_the_run(kept, root, opened):
+    clear(root / "smoke")
+    assert kept.is_dir()
+    assert list(opened.outputs.manifest()) == [f"added/{kept.name}"]
+    assert not (root / "smoke" / "library").exists()
