@@ -219,7 +219,8 @@ class OpenLibrary:
             scope = replace(scope, setups=self.library.setups)
             system = self._nearest_system(vectors, scope)
         else:
-            scope = replace(scope, setups=_ASK.setups)
+            wanted = None if filters is None else filters.setups
+            scope = replace(scope, setups=_ASK.setups if wanted is None else wanted)
             system = self.library.system("-".join(split.objectives))
         found = self.retriever.candidates(vectors, scope, system, count, filter_energy, filters)
         for sub_query, table in zip(split.sub_queries, found, strict=True):

@@ -204,7 +204,9 @@ def _by_model(
         wanted = f"Choose exactly {count}."
     listed = "\n".join(f"- {sentence}" for sentence in pool)
     system = _TASK.format(actions=", ".join(actions), sentences=listed) + f"\n\n{wanted}"
-    sentences = {"type": "array", "items": {"type": "string", "enum": list(pool)}}
+    least, most = (0, len(pool)) if count is None else (count, count)
+    items = {"type": "string", "enum": list(pool)}
+    sentences = {"type": "array", "items": items, "minItems": least, "maxItems": most}
     schema = {
         "type": "object",
         "properties": {"sentences": sentences},

@@ -38,8 +38,13 @@ def encode(sentences: Sequence[str]) -> np.ndarray:
     import torch
 
     words, network = _network()
-    with torch.inference_mode():
-        rows = [_one(words, network, torch.tensor([tokenizer().encode(sentence).ids])) for sentence in sentences]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine several wait for each other, forty times as long
+    try:
+        with torch.inference_mode():
+            rows = [_one(words, network, torch.tensor([tokenizer().encode(sentence).ids])) for sentence in sentences]
+    finally:
+        torch.set_num_threads(threads)
     return torch.cat(rows).numpy()
 
 

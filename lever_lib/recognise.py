@@ -38,7 +38,9 @@ _LEFT = ("names", "shuns")  # roles of what can be left alone
 _CUES = ("asks", "names", "shuns")  # roles that a word outside the vocabulary may be a relative of
 _RELATED = 0.5  # least cosine of a relative; chosen on the development half
 _GAP = 3  # words that a gap may stand for
-_PIECES = re.compile(r"w/o(?:ut)?\b|\$+|[a-z0-9]+(?:'[a-z]+)?|[,.;:!?]|[&+/]|\s-+\s|[\u2013\u2014()]")
+_PIECES = re.compile(
+    r"w/o(?:ut)?\b|\$+|[a-z0-9]+(?:'[a-z]+)?|[,.;:!?]|[&+/]|\s-+\s|[\u2013\u2014()]", re.ASCII | re.IGNORECASE
+)
 _DRAWN_OUT = re.compile(r"([a-z])\1{2,}")  # "gooold"
 _PLAIN = ("", "s", "ing", "ed")  # endings that any word of the vocabulary may have
 _ENDINGS = ("", "s", "es", "ed", "d", "ing", "ly", "er", "est", "y", "e", "ate")
@@ -148,8 +150,8 @@ class _Words:
     @classmethod
     def of(cls, text: str, grammar: Grammar) -> _Words:
         words = cls(text, [], [], set())
-        for found in _PIECES.finditer(text.lower().replace("\u2019", "'")):
-            for part in grammar.written_out(_DRAWN_OUT.sub(r"\1", found.group())):
+        for found in _PIECES.finditer(text.replace("\u2019", "'")):
+            for part in grammar.written_out(_DRAWN_OUT.sub(r"\1", found.group().lower())):
                 right = grammar.spelt(part)
                 if right != part:
                     words.guessed.add(len(words.plain))
@@ -198,7 +200,7 @@ class Grammar:
             entries += [(phrase, kind, ()) for phrase in _flat(book[kind])]
         # The longest expression wins, so the longest comes first; what somebody added goes before all.
         entries.sort(key=lambda entry: (-len(entry[0].replace("_", "").split()), -len(entry[0])))
-        self.entries = [*own_entries, *entries]
+        self.own, self.entries = own_entries, [*own_entries, *entries]
         self.by_first: dict[str, list[tuple[int, list[str]]]] = {}  # rank and words of the expressions by first word
         for rank, (phrase, _, _) in enumerate(self.entries):
             expression = phrase.split()
@@ -274,9 +276,13 @@ class Grammar:
         here = sorted(entry for first in firsts for entry in self.by_first.get(first, ()))
         for rank, expression in here:
             stop = _matched(expression, words, start)
-            if stop is not None:
+            if stop is not None and not (rank >= len(self.own) and any(map(self.is_own, words[start + 1 : stop]))):
                 return rank, stop
         return None, start + 1
+
+    def is_own(self, word: str) -> bool:
+        """Whether somebody's own objective goes by a word, which then is part of no other expression."""
+        return any(_fits(phrase.split()[0], word) for phrase, _, _ in self.own)
 
     def relatives(self, word: str) -> list[tuple[str, tuple[str, ...]]]:
         """Role and component of the expression that an unknown word is nearest to in meaning, if any is near."""
@@ -460,6 +466,8 @@ class _Reader:
 
     def about_subjects(self, token: _Token) -> None:
         """The gold is not needed; hazards and levers can be ignored."""
+        if not self.subjects:
+            return
         front = self.subjects[0][1]
         fronted = any(front[kind] for kind in _SIGNS) and not front["denied"]
         if fronted and self.neither is None and len(self.subjects) > 1:  # this is said of the last alone

@@ -49,6 +49,8 @@ class Filters:
     exclude_own: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.setups, str):
+            raise LeverError(f"setups = {self.setups!r}: must be a list of reward systems")
         for name in ("most_joules", "least_return"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value != value):

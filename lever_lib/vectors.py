@@ -29,10 +29,13 @@ from lever_lib.errors import LeverError
 KINDS = ("flat", "hnsw", "ivf")
 _FLAT_LIMIT = 20_000  # a query of 384 numbers is compared with as many in 2 ms, and a graph has to be built
 _CHUNK = 50_000  # vectors added at once: 77 MB of 384 numbers each
-_BLOCK = 1_000  # vectors of an `ivf` index scored at once: they stay in the cache of a core
-# Exact search costs 0.2 us an id. A graph walk for a share s of the ids costs 0.4 ms / s and finds 1 or 2 % less.
-_FEW = 10_000
-_SMALL_SHARE = 0.05
+_BLOCK = 256  # vectors of an `ivf` index copied and scored at once: 0.4 MB, which the cache of a core holds
+# Few ids are all scored. An id of `hnsw` costs 0.2 us; walking the graph costs 0.4 ms / s, where s is the share of the
+# vectors that may be found: more, at a million, until that is a twentieth. An id of `ivf` costs 0.5 us, as its vector
+# is copied out of its list; looking into lists costs 0.02 ms / s.
+_FEW, _SMALL_SHARE = 10_000, 0.05
+_FEW_IVF = 5_000
+_MANY_WANTED = 0.05  # of what may be found; all is scored then, too
 _SPARE = 64  # proposals beyond those asked for, so that ties at the last place go by id
 
 _LINKS = 32  # per vector of a graph, twice as many on its lowest level
@@ -42,9 +45,9 @@ _ALLOWED_WIDTH = 128  # that many of them, about, may be found
 _LISTS_PER_ROOT = 4  # lists of an `ivf` index per square root of its vectors
 _LEAST_PER_LIST = 39  # vectors; fewer make centres of noise
 _SAMPLE_PER_LIST = 64  # vectors that centres are fitted to
-_ITERATIONS = 6  # of k-means; more change recall by less than 0.001
+_ITERATIONS = 6  # of k-means: lists have to be good, not the best
 _PROBES = 64  # lists looked into
-_ALLOWED_PROBES = 32  # that many of them, about, hold what may be found
+_ALLOWED_PROBES = 8  # that many lists' worth of vectors, at least, that may be found
 
 _TYPES = {"flat": faiss.IndexFlatIP, "hnsw": faiss.IndexHNSWFlat, "ivf": faiss.IndexIVFFlat}
 # How files of these types begin, after faiss/impl/index_write.cpp; two numbers between count and trained are unused.
@@ -63,8 +66,9 @@ def kind_for(count: int) -> str:
 def build(vectors: np.ndarray, kind: str = "auto", seed: int = 0) -> faiss.Index:
     """Index vectors; ids are their row numbers.
 
-    The same vectors and seed give the same bytes of `faiss.serialize_index`, however many threads build it. Memory:
-    the index, and a chunk of the vectors where they are a memory-mapped file.
+    The same vectors and seed give the same bytes of `faiss.serialize_index`, however many threads build it (since FAISS
+    1.15: a graph of an older one depends on them). Memory: the index, and a chunk of the vectors where they are a
+    memory-mapped file.
 
     Args:
         vectors: unit vectors, float32 (n, W), n >= 1.
@@ -186,8 +190,7 @@ def nearest(
 def _proposals(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> list[np.ndarray]:
     """Ids among which the nearest of each query are looked for, int64."""
     count = index.ntotal if allowed is None else len(allowed)
-    few = count <= max(_FEW, _SMALL_SHARE * index.ntotal)
-    if few or k > _SMALL_SHARE * count or isinstance(index, faiss.IndexFlat):
+    if count <= _few(index) or k > _MANY_WANTED * count:
         return [_everything(index, allowed)] * len(queries)
     selector = None if allowed is None else _selector(allowed, index.ntotal)
     wide = k + _SPARE
@@ -195,6 +198,13 @@ def _proposals(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndar
     rows = [row[row >= 0] for row in index.search(queries, wide, params=parameters)[1]]
     # A walk that is cut off from what may be found comes back with less than there is.
     return [row if len(row) >= k else _everything(index, allowed) for row in rows]
+
+
+def _few(index: faiss.Index) -> float:
+    """Up to how many ids are all scored: that is quick, and exact."""
+    if isinstance(index, faiss.IndexIVFFlat):
+        return _FEW_IVF
+    return max(_FEW, _SMALL_SHARE * index.ntotal) if isinstance(index, faiss.IndexHNSWFlat) else np.inf
 
 
 def _everything(index: faiss.Index, allowed: np.ndarray | None) -> np.ndarray:
@@ -223,14 +233,17 @@ def _scores(index: faiss.Index, query: np.ndarray, ids: np.ndarray) -> np.ndarra
     A matrix product would not do: it rounds by the place of a vector in its block.
     """
     scores = np.empty(len(ids), dtype=np.float32)
+    if len(ids) == 0:  # which FAISS refuses
+        return scores
     storage = _storage(index)
     if storage is not None:
         storage.compute_distance_subset(1, *_pointers(query), len(ids), *_pointers(scores, ids))
         return scores
     places = np.arange(_BLOCK, dtype=np.int64)
+    block = np.empty((_BLOCK, index.d), dtype=np.float32)
     for start in range(0, len(ids), _BLOCK):
         part = scores[start : start + _BLOCK]
-        block = index.reconstruct_batch(ids[start : start + _BLOCK])
+        index.reconstruct_batch(ids[start : start + _BLOCK], x=block[: len(part)])
         faiss.fvec_inner_products_by_idx(*_pointers(part, query, block, places), index.d, 1, len(part))
     return scores
 
@@ -273,6 +286,8 @@ def load(path: Path) -> faiss.Index:
     try:
         with _limits(path.stat().st_size):
             index = faiss.read_index(str(path))
+        if isinstance(index, faiss.IndexIVFFlat) and index.direct_map.no():
+            index.make_direct_map()  # which an index from elsewhere may lack
     except (RuntimeError, MemoryError):
         raise LeverError(f"{path}: the index in it is cut off or damaged") from None
     if not isinstance(index, _TYPES[kind]) or not _is_whole(index):
@@ -312,10 +327,13 @@ def _limits(size: int) -> Iterator[None]:
 def _is_whole(index: faiss.Index) -> bool:
     """Whether the parts of an index that was read fit each other."""
     if isinstance(index, faiss.IndexIVFFlat):
-        parts = index.quantizer
-        return index.is_trained and index.direct_map.array.size() == index.ntotal and parts.ntotal == index.nlist
+        places = index.direct_map
+        mapped = places.type == faiss.DirectMap.Array and places.array.size() == index.ntotal
+        return mapped and index.is_trained and index.quantizer.ntotal == index.nlist
     storage = _storage(index)
-    return isinstance(storage, faiss.IndexFlat) and (storage.d, storage.ntotal) == (index.d, index.ntotal)
+    if not isinstance(storage, faiss.IndexFlat) or storage.metric_type != faiss.METRIC_INNER_PRODUCT:
+        return False
+    return (storage.d, storage.ntotal) == (index.d, index.ntotal)
 
 
 def _check_vectors(name: str, vectors: np.ndarray, width: int | None = None) -> None:

@@ -1,15 +1,20 @@
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import jsonschema
+import numpy as np
 import pytest
 
 from lever_lib import load_policy
 from lever_lib.__main__ import main
+from lever_lib.api import open_library
 from lever_lib.artifacts import ROOT, file_hash
 from lever_lib.experiment import load_results
+from tests.llm_server import LLMServer, says
 
 
 def lever(*arguments, outputs=None, module="lever_lib", cwd=None, answer=""):
@@ -35,13 +40,32 @@ def built(smoke, smoke_outputs):
 
 
 @pytest.fixture
-def said(built, monkeypatch, capsys):
-    """What a command that goes well prints; in this process, because loading the encoder takes seconds."""
+def run_in(monkeypatch, capsys):
+    """Runs a command in this process, because imports take seconds."""
 
-    def run(*arguments):
-        monkeypatch.setenv("LEVER_OUTPUTS", str(built))
-        assert main(list(arguments)) == 0
-        return capsys.readouterr().out
+    def run(outputs, *arguments, typed=None):
+        monkeypatch.setenv("LEVER_OUTPUTS", str(outputs))
+        monkeypatch.chdir(outputs)
+        if typed is not None:
+            monkeypatch.setattr("sys.stdin", typed)
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # of the argument parser
+            code = error.code
+        said, complained = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said, complained)
+
+    return run
+
+
+@pytest.fixture
+def said(built, run_in):
+    """What a command that goes well prints."""
+
+    def run(*arguments, outputs=built, typed=None):
+        result = run_in(outputs, *arguments, typed=typed)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     return run
 
@@ -75,8 +99,19 @@ def test_decompose_gives_a_line_per_query(tmp_path):
     answers = [json.loads(line) for line in lever("decompose", "--file", str(path), "--json").stdout.splitlines()]
     assert [answer["query"] for answer in answers] == queries
     assert [answer["objectives"] for answer in answers] == [["path", "gold"], [], [], ["hazard", "lever"]]
-    assert [answer["confidence"] for answer in answers] == [1.0, 0.0, 0.0, 1.0]
+    assert [answer["confidence"] > 0.5 for answer in answers] == [True, False, False, True]
+    evidence = {found["objective"]: found["words"] for found in answers[0]["evidence"]}
+    assert evidence == {"path": ["quickly"], "gold": ["gold"]}
+    assert {answer["answered_by"] for answer in answers} == {"vocabulary"}
     assert "gold" in lever("decompose", "find coins").stdout
+
+
+def test_decompose_says_what_is_waved_away(said):
+    answer = json.loads(said("decompose", "pull the lever, never mind the gold", "--json"))
+    assert answer["objectives"] == ["lever"]
+    (away,) = answer["waved_away"]
+    assert (away["objective"], away["words"]) == ("gold", ["gold"])
+    assert "not asked for: gold" in said("decompose", "pull the lever, never mind the gold")
 
 
 def test_search_answers_in_words_and_in_json(built):
@@ -126,7 +161,7 @@ def test_view(built):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["search", "bake a cake", "--spec", "smoke"], ["bake a cake", "no objective recognised", "gold"]),
+        (["search", "bake a cake", "--spec", "smoke"], ["bake a cake", "asks for nothing", "gold"]),
         (["search", "gold", "--spec", "smoke", "--seed", "9"], ["seed '9'", "0000, 0001, 0002"]),
         (["search", "gold", "--spec", "smoke", "--library", "X10"], ["'X10'", "X1, X5"]),
         (["search", "gold", "--spec", "smoke", "--method", "magic"], ["'magic'", "gpi"]),
@@ -148,10 +183,35 @@ def test_view(built):
         (["reset", "--yes"], ["--spec"]),
         (["reset", "--spec", "../etc", "--yes"], ["'../etc'"]),
         (["dance"], ["dance"]),
+        (["search", "never mind the gold", "--spec", "smoke"], ["speaks of gold", "does not ask for it"]),
+        (["search", "gold", "--like", "x", "--spec", "smoke"], ["wants one of a query, --like"]),
+        (["search", "gold", "--interactive", "--spec", "smoke"], ["wants one of a query, --like"]),
+        (["search", "--like", "nobody", "--spec", "smoke"], ["'nobody'", "no such policy"]),
+        (["search", "--like", "X5-0001-gold-l0", "--spec", "smoke"], ["did you mean 'X5-0001-gold-"]),
+        (["search", "--like", "X5-0001-gold-100", "--spec", "smoke", "--top-k", "0"], ["count = 0"]),
+        (["search", "--like", "X5-0001-gold-100", "--spec", "smoke", "--library", "X9"], ["'X9'"]),
+        (["search", "--interactive", "--spec", "smoke", "--save", "policy.npz"], ["--save", "belong to a query"]),
+        (["search", "gold", "--spec", "smoke", "--decompose", "magic"], ["'magic'", "offline"]),
+        (["search", "gold", "--spec", "smoke", "--decompose", "none", "--no-decompose"], ["cannot go together"]),
+        (["search", "gold", "--spec", "smoke", "--setup", "coins"], ["'coins'"]),
+        (["search", "gold", "--spec", "smoke", "--setup", "path"], ["no policy", "Collect as much gold"]),
+        (["search", "gold", "--spec", "smoke", "--setup", "gold", "--exclude-own"], ["exclude_own (gold)"]),
+        (["search", "gold", "--spec", "smoke", "--most-energy", "x"], ["--most-energy", "'x'"]),
+        (["search", "gold", "--spec", "smoke", "--most-energy", "nan"], ["most_joules", "nan"]),
+        (["search", "gold", "--spec", "smoke", "--most-energy", "0"], ["most_joules = 0"]),
+        (["search", "gold", "--spec", "smoke", "--least-return", "1e9"], ["least_return = 1e+09"]),
+        (["remove", "nobody", "--spec", "smoke"], ["'nobody'", "was not added"]),
+        (["remove", "X5-0001-gold-100", "--spec", "smoke"], ["only what was added is removed"]),
+        (["remove", "nobody", "--spec", "nope"], ["'nope'"]),
     ],
 )
-def test_a_user_error_is_one_line_and_exit_code_2(built, arguments, parts):
-    assert_refused(lever(*arguments, outputs=built), *parts)
+def test_a_user_error_is_one_line_and_exit_code_2(built, run_in, arguments, parts):
+    assert_refused(run_in(built, *arguments), *parts)
+
+
+def test_it_is_the_same_in_a_process_of_its_own(built):
+    assert_refused(lever("search", "bake a cake", "--spec", "smoke", outputs=built), "asks for nothing")
+    assert_refused(lever("dance", outputs=built), "dance")
 
 
 def test_a_line_is_a_query_whatever_it_holds(tmp_path):
@@ -269,3 +329,220 @@ def test_reset_asks_and_keeps_studies(copied):
     assert json.loads(lever("reset", "--spec", "smoke", "--yes", "--json", outputs=copied).stdout)["deleted"]
     assert not (copied / "smoke").exists()
     assert "not there" in lever("reset", "--spec", "smoke", "--yes", outputs=copied).stdout
+
+
+# ---- search in other ways
+
+
+def test_an_answer_is_as_the_schema_says(said):
+    schema = json.loads((ROOT / "lever_lib" / "data" / "search.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for arguments in (
+        ["fast exit with gold, never mind the lever"],
+        ["pull the lever", "--no-decompose", "--strategy", "targeted", "--method", "qsum"],
+        ["fast exit with gold", "--strategy", "library", "--method", "exnonzero", "--seed", "2", "--filter-energy"],
+    ):
+        answer = json.loads(said("search", *arguments, "--spec", "smoke", "--json"))
+        jsonschema.validate(answer, schema, jsonschema.Draft202012Validator)
+    broken = answer | {"return": "much"}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema)
+
+
+def test_the_interval_and_what_was_understood_are_told(said):
+    arguments = ["search", "grab the coins, forget the lever", "--spec", "smoke"]
+    answer = json.loads(said(*arguments, "--json"))
+    low, high = answer["predicted_interval"]
+    assert low < answer["predicted_return"] < high
+    for candidate in answer["sub_queries"][0]["candidates"]:
+        assert candidate["low"] < candidate["predicted"] < candidate["high"]
+    assert [found["words"] for found in answer["understood"]["evidence"]] == [["coins"]]
+    words = said(*arguments)
+    assert "not asked for: lever ('lever')" in words
+    assert f"({low:.0f} to {high:.0f})" in words
+
+
+@pytest.fixture
+def ask_gold(said):
+    """All that is found for a word, whatever it was trained for."""
+    question = ["search", "gold", "--no-decompose", "--spec", "smoke", "--seed", "1", "--top-k", "80", "--json"]
+    return lambda *more: json.loads(said(*question, *more))["sub_queries"][0]["candidates"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fits"),
+    [
+        (["--setup", "gold"], lambda found: found["setup"] == "gold"),
+        (["--setup", "gold", "--setup", "lever"], lambda found: found["setup"] in ("gold", "lever")),
+        (["--exclude-own"], lambda found: found["setup"] != "gold"),
+        (["--least-return", "20"], lambda found: found["return"] >= 20),
+    ],
+)
+def test_candidates_pass_the_filters(ask_gold, arguments, fits):
+    everything, found = ask_gold(), ask_gold(*arguments)
+    assert 0 < len(found) < len(everything)
+    assert [one["policy_id"] for one in found] == [one["policy_id"] for one in everything if fits(one)]
+
+
+def test_candidates_take_no_more_energy_than_they_may(ask_gold):
+    joules = sorted(one["energy_joules"] for one in ask_gold())
+    limit = repr((joules[4] + joules[5]) / 2)
+    assert sorted(one["energy_joules"] for one in ask_gold("--most-energy", limit)) == joules[:5]
+
+
+def test_like_lists_policies_that_behave_alike(said):
+    arguments = ["search", "--like", "X5-0001-gold-100", "--spec", "smoke"]
+    answer = json.loads(said(*arguments, "--json"))
+    assert answer["like"] == "X5-0001-gold-100"
+    assert len(answer["policies"]) == 10
+    assert {found["seed"] for found in answer["policies"]} == {"0001"}
+    assert "X5-0001-gold-100" not in {found["policy_id"] for found in answer["policies"]}
+    distances = [found["distance"] for found in answer["policies"]]
+    assert distances == sorted(distances)
+    fewer = json.loads(said(*arguments, "--top-k", "2", "--library", "X1", "--exclude-own", "--json"))["policies"]
+    assert len(fewer) == 2
+    assert {found["library"] for found in fewer} == {"X1"}
+    assert "gold" not in {found["setup"] for found in fewer}
+    words = said(*arguments)
+    assert all(found["policy_id"] in words for found in answer["policies"])
+
+
+QUESTIONS = "gold\n\nbake a cake\n  pull the lever\n"
+
+
+def test_a_conversation_goes_on_after_an_error(said):
+    arguments = ["search", "--interactive", "--spec", "smoke"]
+    lines = said(*arguments, "--json", typed=io.StringIO(QUESTIONS)).splitlines()
+    first, second, third = map(json.loads, lines)
+    assert (first["query"], first["setup"]) == ("gold", "gold")
+    assert second["query"] == "bake a cake"
+    assert "asks for nothing" in second["error"]
+    assert third["query"] == "pull the lever"
+    alone = json.loads(said("search", "pull the lever", "--spec", "smoke", "--json"))
+    for answer in (third, alone):
+        del answer["seconds"], answer["understood"]["seconds"]
+    assert third == alone, "as if it had been asked alone"
+    words = said(*arguments, typed=io.StringIO(QUESTIONS))
+    assert words.count("understood: ") == 2
+    assert words.count("asks for nothing") == 1
+    assert ">" not in words, "nobody is there to be prompted"
+    assert said(*arguments, typed=io.StringIO()) == ""
+
+
+class Terminal(io.StringIO):
+    """Somebody who types."""
+
+    def isatty(self):
+        return True
+
+
+def test_people_are_prompted_and_an_empty_line_ends(said):
+    words = said("search", "--interactive", "--spec", "smoke", typed=Terminal("gold\n\npull the lever\n"))
+    assert "240 policies" in words.splitlines()[0]
+    assert words.count("> ") == 2
+    assert words.count("understood: ") == 1
+    answer = said("search", "--interactive", "--spec", "smoke", "--json", typed=Terminal("gold\n"))
+    assert json.loads(answer)["query"] == "gold", "nothing but JSON"
+
+
+def test_a_language_model_may_split_the_question(said, monkeypatch):
+    chosen = {"sentences": ["Activate the lever before reaching the exit."]}
+    question = ["search", "do what the magpie would not", "--spec", "smoke", "--decompose", "llm"]
+    with LLMServer(says(json.dumps(chosen))) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        answer = json.loads(said(*question, "--json"))
+        assert "10 tokens" in said(*question)
+    assert (answer["setup"], answer["understood"]["tokens"]) == ("lever", 10)
+    assert answer["understood"]["answered_by"] == "gpt-5-nano at 127.0.0.1"
+
+
+# ---- policies of one's own
+
+
+@pytest.fixture
+def q_table(tmp_path):
+    """A file with action values that go right first, then down."""
+    path = tmp_path / "q_table.npy"
+    np.save(path, np.tile([1.0, 0.5, 0.0, 0.0], (36, 1)))
+    return path
+
+
+def test_a_policy_is_added_found_and_removed(said, copied, q_table):
+    about = ["--spec", "smoke", "--policy-id", "mine", "--setup", "gold", "--seed", "1", "--library", "X1"]
+    answer = json.loads(said("add", q_table, *about, "--json", outputs=copied))
+    assert answer["policy_id"] == "mine"
+    assert answer["return"] <= answer["optimum"]
+    near = json.loads(said("search", "--like", "mine", "--spec", "smoke", "--json", outputs=copied))
+    assert len(near["policies"]) == 10
+    question = ["search", "gold", "--spec", "smoke", "--seed", "1", "--library", "X1", "--top-k", "40", "--json"]
+    found = json.loads(said(*question, outputs=copied))["sub_queries"][0]["candidates"]
+    (mine,) = [one for one in found if one["policy_id"] == "mine"]
+    assert (mine["source"], mine["return"], mine["energy_label"]) == ("own", answer["return"], "unknown")
+    assert "whole" in said("verify", "--spec", "smoke", outputs=copied)
+    assert json.loads(said("remove", "mine", "--spec", "smoke", "--json", outputs=copied)) == {"removed": 1}
+    found = json.loads(said(*question, outputs=copied))["sub_queries"][0]["candidates"]
+    assert "mine" not in {one["policy_id"] for one in found}
+
+
+def test_a_policy_is_added_with_visits_and_a_sentence(said, copied, tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, q_table=np.ones((36, 4)), visits=np.full((36, 4), 7))
+    about = ["--spec", "smoke", "--policy-id", "mine", "--setup", "gold", "--seed", "0002"]
+    words = said("add", path, *about, "--description", "Dance from coin to coin.", outputs=copied)
+    assert words.startswith("added mine: as gold on layout 0002 its return is ")
+    question = ["search", "Dance from coin to coin.", "--no-decompose", "--spec", "smoke", "--seed", "2", "--json"]
+    best = json.loads(said(*question, outputs=copied))["sub_queries"][0]["candidates"][0]
+    assert best["policy_id"] == "mine"
+    assert (open_library("smoke", copied).library.visits[-1] == 7).all()
+    assert said("remove", "mine", "--spec", "smoke", outputs=copied) == "removed mine\n"
+
+
+class Code:
+    """What a pickle can run."""
+
+    def __reduce__(self):
+        return open, ("pickle-was-run", "w")
+
+
+FILES = {
+    "text.npy": lambda path: path.write_text("no numbers"),
+    "empty.npy": lambda path: path.write_bytes(b""),
+    "empty.npz": lambda path: path.write_bytes(b""),
+    "short.npy": lambda path: np.save(path, np.ones((9, 4))),
+    "nan.npy": lambda path: np.save(path, np.full((36, 4), np.nan)),
+    "other.npz": lambda path: np.savez(path, weights=np.ones((36, 4))),
+    "code.npy": lambda path: np.save(path, np.array([Code()], dtype=object), allow_pickle=True),
+    "code.npz": lambda path: np.savez(path, q_table=np.array([Code()], dtype=object)),
+    "folder.npy": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", ["absent.npy", *FILES])
+def test_a_file_that_holds_no_action_values_is_refused(run_in, built, tmp_path, name):
+    path = tmp_path / name
+    FILES.get(name, lambda path: None)(path)
+    about = ["--spec", "smoke", "--policy-id", "mine", "--setup", "gold", "--seed", "1"]
+    assert_refused(run_in(built, "add", path, *about))
+    assert not (built / "pickle-was-run").exists()
+    assert not (built / "smoke" / "added").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"--policy-id": "X5-0001-gold-100"}, ["'X5-0001-gold-100'", "must be new"]),
+        ({"--policy-id": "a+b"}, ["'a+b'"]),
+        ({"--setup": "coins"}, ["'coins'"]),
+        ({"--seed": "77"}, ["seed '77'"]),
+        ({"--library": "X99"}, ["'X99'", "X1, X5"]),
+        ({"--spec": "nope"}, ["'nope'"]),
+        ({"--description": " "}, ["description"]),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_not_added(run_in, built, q_table, change, parts):
+    about = {"--spec": "smoke", "--policy-id": "mine", "--setup": "gold", "--seed": "1"} | change
+    pairs = [word for pair in about.items() for word in pair]
+    assert_refused(run_in(built, "add", q_table, *pairs), *parts)
+    assert not (built / "smoke" / "added").exists()

@@ -61,7 +61,7 @@ def test_its_commands_are_understood():
     commands = [
         line for block in blocks("bash") for line in block.splitlines() if line.startswith("python -m lever_lib")
     ]
-    assert len(commands) == 6
+    assert len(commands) == 9
     for line in commands:
         command, _, comment = line.partition("#")
         flags = [] if "--figure" not in comment else shlex.split(comment)

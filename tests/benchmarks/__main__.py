@@ -15,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from lever_lib.artifacts import Outputs
@@ -25,7 +24,7 @@ from lever_lib.index import TextIndex
 from lever_lib.jobs import run_jobs
 from lever_lib.library import training_jobs
 from lever_lib.notebooks import numbered_notebooks, run_notebook
-from lever_lib.params import Execution, load_params
+from lever_lib.params import Execution, Search, load_params
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy
 from lever_lib.policies.tabular import train
@@ -33,6 +32,7 @@ from lever_lib.queries import QUERIES
 from lever_lib.scaling import hard_question, indifferent, median_seconds
 from lever_lib.strategies import STRATEGIES, choose, combinations
 from lever_lib.text import encode
+from lever_lib.vectors import build
 
 REPEATS = 7
 
@@ -80,11 +80,9 @@ def text(repeats):
     sentences = [query.text for query in QUERIES]
     report("encoding a sentence", median_seconds(lambda: encode(sentences[:1]), repeats) * 1e3, "ms")
     vectors = np.random.default_rng(0).normal(size=(100_000, 384)).astype(np.float32)
-    faiss.normalize_L2(vectors)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for count in (8, 1_000, 100_000):
-        flat = faiss.IndexFlatIP(384)
-        flat.add(vectors[:count])
-        index = TextIndex(flat, None, "minilm")
+        index = TextIndex(build(vectors[:count], "flat"), Path(), Search(), gate=0.0)
         allowed = np.arange(min(count, 1_000))
         seconds = median_seconds(lambda i=index, a=allowed: i.search(vectors[:1], a), repeats)
         report(f"searching {len(allowed)} of {count} sentences", seconds * 1e3, "ms")
