@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--spec", default="8x8", help="params file to use (default: %(default)s)")
     search.add_argument("--library", help="training budget, e.g. X10 (default: the last of the spec)")
     search.add_argument("--seed", help="layout, as 3 or 0003 (default: the first of the spec)")
-    search.add_argument("--strategy", default="hybrid", help="targeted, hybrid, exhaustive or library")
-    search.add_argument("--method", default="gpi", help="how to compose: qsum, gpi or exnonzero")
+    search.add_argument("--strategy", help="targeted, hybrid, exhaustive or library (default: hybrid)")
+    search.add_argument("--method", help="how to compose, e.g. qsum, gpi, switch or exnonzero (default: gpi)")
     search.add_argument(
         "--top-k", type=int, help="candidates per sub-query of hybrid (default: as in params); of --like, rows"
     )
@@ -169,6 +169,17 @@ def _check_search(options: argparse.Namespace) -> None:
         raise LeverError("search: --decompose and --no-decompose cannot go together")
     if options.query is None and (options.save or options.figure):
         raise LeverError("search: --save and --figure belong to a query")
+    of_questions = {
+        "--seed": options.seed is not None,
+        "--strategy": options.strategy is not None,
+        "--method": options.method is not None,
+        "--decompose": options.decompose is not None,
+        "--no-decompose": options.no_decompose,
+        "--filter-energy": options.filter_energy,
+    }
+    given = [name for name, is_given in of_questions.items() if is_given]
+    if options.like is not None and given:
+        raise LeverError(f"search: {given[0]} belongs to a question, not to --like")
 
 
 def _ask(opened: OpenLibrary, options: argparse.Namespace, query: str) -> Answer:
@@ -176,8 +187,8 @@ def _ask(opened: OpenLibrary, options: argparse.Namespace, query: str) -> Answer
         query,
         seed=options.seed,
         library=options.library,
-        strategy=options.strategy,
-        method=options.method,
+        strategy=options.strategy or "hybrid",
+        method=options.method or "gpi",
         top_k=options.top_k,
         how="none" if options.no_decompose else options.decompose,
         filter_energy=options.filter_energy,
@@ -197,7 +208,7 @@ def _say_answer(opened: OpenLibrary, answer: Answer, options: argparse.Namespace
     from lever_lib import answers
 
     if options.json:
-        _say(json.dumps(answers.as_json(opened, answer, options.strategy)))
+        _say(json.dumps(answers.as_json(opened, answer, options.strategy or "hybrid")))
         return
     _say(answers.in_words(opened, answer, options.show_all))
     for path in (options.save, options.figure):
@@ -269,13 +280,17 @@ def _optimum(options: argparse.Namespace) -> None:
 
 
 def _view(options: argparse.Namespace) -> None:
+    from lever_lib.additions import added
     from lever_lib.artifacts import Outputs
     from lever_lib.energy import joules_in_words
     from lever_lib.library import load_library
     from lever_lib.params import load_params
 
     params = load_params(options.spec)
-    library = load_library(params, Outputs(options.spec, params))
+    outputs = Outputs(options.spec, params)
+    library = load_library(params, outputs)
+    records, layouts = added(library, outputs)
+    library = library.joined(records, layouts) if records else library
     table = library.policies
     if options.library is not None:
         table = table[table["library"] == library.check_library(options.library)]

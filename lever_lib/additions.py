@@ -33,7 +33,16 @@ def keep(records: Sequence[PolicyRecord], layouts: Sequence[Layout], library: Li
         layouts: that they are valid in and that the library does not have.
         library: that they join.
         outputs: that it is part of.
+
+    Raises:
+        LeverError: if one was added already, by another process or an older handle of the library.
     """
+    there = {name: batch for batch in _batches(outputs) for name in _names(outputs.folder / batch)}
+    for record in records:
+        if record.policy_id in there:
+            raise LeverError(f"policy_id {record.policy_id!r}: was added to spec {outputs.spec} meanwhile")
+    seeds = list(dict.fromkeys(record.seed for record in records))
+    records = sorted(records, key=lambda record: seeds.index(record.seed))
     worlds = library.layouts | {layout.name: layout for layout in layouts}
     names = [record.policy_id for record in records]
     name = f"{ADDED}/{json_hash(names)[:16]}"
@@ -41,7 +50,9 @@ def keep(records: Sequence[PolicyRecord], layouts: Sequence[Layout], library: Li
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        save_records(list(records), draft / "policies.npz")
+        for number, seed in enumerate(seeds):  # episodes in different worlds have different numbers of golds
+            of_seed = [record for record in records if record.seed == seed]
+            save_records(of_seed, draft / f"policies_{number:04d}.npz")
         about = {
             "policies": names,
             "train_seconds": [None if isnan(record.train_seconds) else record.train_seconds for record in records],
@@ -68,9 +79,7 @@ def added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[
     """
     records: list[PolicyRecord] = []
     layouts: dict[str, Layout] = {}
-    for name, entry in sorted(outputs.manifest().items()):
-        if not name.startswith(f"{ADDED}/"):
-            continue
+    for name, entry in sorted(_batches(outputs).items()):
         damaged = damaged_files(outputs.folder, entry)
         if damaged:
             batch = json.dumps(name)
@@ -79,7 +88,8 @@ def added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[
         moves = library.params.grid.moves
         own = {seed: Layout(np.array(cells, np.int8), seed, moves) for seed, cells in about["layouts"].items()}
         worlds = library.layouts | layouts | own
-        stored = load_records(outputs.folder / name / "policies.npz")
+        files = sorted((outputs.folder / name).glob("policies_*.npz"))
+        stored = [record for file in files for record in load_records(file)]
         for record, seconds in zip(stored, about["train_seconds"], strict=True):
             known = record.seed in worlds and _world(worlds[record.seed]) == about["worlds"][record.seed]
             if not known or record.library not in library.params.libraries:
@@ -98,15 +108,18 @@ def remove(policy_id: str, outputs: Outputs) -> int:
     Raises:
         LeverError: if no such policy was added.
     """
-    for name in outputs.manifest():
-        if not name.startswith(f"{ADDED}/"):
-            continue
+    for name in _batches(outputs):
         if policy_id == name or policy_id in (names := _names(outputs.folder / name)):
             count = 1 if policy_id == name else len(names)
             outputs.forget(name)
             shutil.rmtree(outputs.folder / name, ignore_errors=True)
             return count
     raise LeverError(f"policy_id {policy_id!r}: was not added to spec {outputs.spec}; only what was added is removed")
+
+
+def _batches(outputs: Outputs) -> dict[str, dict[str, Any]]:
+    """Entries of what was added, by name of the batch."""
+    return {name: entry for name, entry in outputs.manifest().items() if name.startswith(f"{ADDED}/")}
 
 
 def _names(folder: Path) -> list[str]:

@@ -14,6 +14,11 @@ from lever_lib.energy import joules_in_words
 from lever_lib.envs.gridworld import Layout
 
 _SHORT = ["policy_id", "cosine", "predicted", "interval", "return", "share", "stuck", "energy"]
+_ADVICE = {
+    "use": "reuse is enough",
+    "plan": "planning on the recordings promises {:.2f} (--method exnonzero --strategy library)",
+    "train": "reuse is not enough, not even planning on the recordings ({:.2f}); train a policy for this",
+}
 
 
 def facts(opened: OpenLibrary, rows: pd.Series) -> pd.DataFrame:
@@ -59,6 +64,12 @@ def as_json(opened: OpenLibrary, answer: Answer, strategy: str) -> dict[str, Any
         "optimum": answer.optimum,
         "predicted_return": answer.predicted_return,
         "predicted_interval": [low, high],
+        "certificate": {
+            **vars(answer.certificate),
+            "recorded_planned": answer.outlook.planned,
+            "recorded_upper": answer.outlook.upper,
+            "advice": answer.advice,
+        },
         "stuck": answer.stuck,
         "path": path_of(answer.cells, answer.layout),
         "seconds": answer.seconds,
@@ -93,8 +104,14 @@ def verdict(answer: Answer) -> str:
         f"{answer.recipe.method} of {' + '.join(answer.policy_ids) if few else f'{len(answer.policy_ids)} policies'}\n"
         f"as {answer.setup} on layout {answer.layout.name}: return {answer.return_:.2f}, optimum {answer.optimum:.2f}, "
         f"predicted {answer.predicted_return:.2f} ({low:.0f} to {high:.0f})"
-        f"{', gets stuck' if answer.stuck else ''} ({answer.seconds:.2f} s)"
+        f"{', gets stuck' if answer.stuck else ''} ({answer.seconds:.2f} s)\n{promise(answer)}"
     )
+
+
+def promise(answer: Answer) -> str:
+    """One line: what is sure of a policy before it is run, and what to do if that is not enough."""
+    bounds = f"sure from recordings: at least {answer.certificate.lower:.2f}; no policy can return more than "
+    return f"{bounds}{answer.outlook.upper:.2f}: {_ADVICE[answer.advice].format(answer.outlook.planned)}"
 
 
 def _in_short(found: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 
 from lever_lib import additions, index, library, pi2vec, regressor
 from lever_lib.artifacts import Outputs
+from lever_lib.certificate import Certificate, Outlook, certify, outlook
 from lever_lib.composition import Pool
 from lever_lib.composition import method as find_method
 from lever_lib.decompose import Decomposition, decompose
@@ -30,7 +32,7 @@ from lever_lib.recipe import Recipe
 from lever_lib.rollout import Outcome, Policy, evaluate
 from lever_lib.search import Filters, Retriever, Scope
 from lever_lib.strategies import choose, combinations
-from lever_lib.text import remembered
+from lever_lib.text import encode, fingerprint, remembered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +61,8 @@ class Answer:
         optimum: best possible return.
         predicted_return: by the regressor.
         predicted_interval: of the prediction, lowest and highest.
+        certificate: what is sure of the policy without running it.
+        outlook: what all recordings of the layout tell of the question.
         stuck: whether the episode reaches neither exit nor hazard.
         cells: cells of the episode, int32 (T + 1,).
         layout: the world.
@@ -76,6 +80,8 @@ class Answer:
     optimum: float
     predicted_return: float
     predicted_interval: tuple[float, float]
+    certificate: Certificate
+    outlook: Outlook
     stuck: bool
     cells: np.ndarray
     layout: Layout
@@ -85,6 +91,11 @@ class Answer:
     def objectives(self) -> tuple[str, ...]:
         """Components recognised in the query."""
         return self.split.objectives
+
+    @property
+    def advice(self) -> str:
+        """`use` this policy, `plan` on the recordings, or `train` a new one: see `Outlook.advice`."""
+        return self.outlook.advice(self.certificate)
 
     @property
     def sub_queries(self) -> tuple[str, ...]:
@@ -192,6 +203,8 @@ class OpenLibrary:
             optimum=optimum(layout, system).return_,
             predicted_return=choice.predicted_return,
             predicted_interval=(choice.predicted_return - half, choice.predicted_return + half),
+            certificate=certify(pool, composer, choice.members, choice.policy),
+            outlook=outlook(pool),
             stuck=outcome.stuck,
             cells=outcome.cells,
             layout=layout,
@@ -211,7 +224,9 @@ class OpenLibrary:
         The scope says where to look; for which set-ups follows from the question.
         """
         how = how or self.params.search.decompose
-        split = decompose(query, _ASK.pool, how, self.params.llm, ACTION_NAMES[self.params.grid.moves])
+        split = decompose(
+            query, _ASK.pool, how, self.params.llm, ACTION_NAMES[self.params.grid.moves], memory=self._memory
+        )
         if not split.sub_queries:
             raise LeverError(nothing_asked(split))
         vectors = self._vectors(split.sub_queries)
@@ -232,14 +247,20 @@ class OpenLibrary:
                 )
         return split, system, found
 
+    @property
+    def _memory(self) -> Path | None:
+        """File of sentences that were read before."""
+        return None if self.outputs is None else self.outputs.folder / MEMORY
+
     def _vectors(self, sentences: tuple[str, ...]) -> np.ndarray:
         """Vectors of sentences; the encoder is loaded only for what neither the index nor the memory knows."""
         settings = self.params.search
         known = {sentence: self.retriever.index.vector_of(sentence) for sentence in sentences}
         new = [sentence for sentence, vector in known.items() if vector is None]
         if new:
-            memory = None if self.outputs is None else self.outputs.folder / MEMORY
-            found = remembered(new, settings.encoder, settings.trust_remote_code, memory)
+            embed = partial(encode, encoder=settings.encoder, trust_remote_code=settings.trust_remote_code)
+            version = f"{settings.encoder} {fingerprint(settings.encoder)}"
+            found = remembered(new, version, embed, self.retriever.index.index.d, self._memory)
             known |= dict(zip(new, found, strict=True))
         return np.stack([known[sentence] for sentence in sentences])
 

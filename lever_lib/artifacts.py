@@ -33,8 +33,9 @@ STUDY = "study"  # folder, and manifest entry, of results that take long and out
 MODEL = "model"  # likewise, of the regressor that a study fits
 DEEP = "deep"  # likewise, of deep policies and what became of them
 SCALE = "scale"  # likewise, of text search at sizes that no library here has
+LADDER = "ladder"  # likewise, of what changes when a library does
 ADDED = "added"  # likewise, of policies that somebody added; one entry per batch, `added/...`
-LASTING = (STUDY, MODEL, DEEP, SCALE, ADDED)
+LASTING = (STUDY, MODEL, DEEP, SCALE, LADDER, ADDED)
 # What a published spec keeps in git, by path within its folder; `.gitignore` says the same. Everything else is bulky
 # and comes back by running.
 PUBLISHED = (
@@ -46,6 +47,7 @@ PUBLISHED = (
     "model/*.safetensors",
     "deep/*",
     "scale/*",
+    "ladder/*",
 )
 
 
@@ -256,6 +258,31 @@ class Outputs:
             shutil.rmtree(draft, ignore_errors=True)
         self.enter(stage.name, {"key": key, "root_seed": self.params.root_seed, "files": files})
 
+    @contextmanager
+    def writing_lasting(self, name: str, key: str, made_of: str) -> Iterator[Path]:
+        """Give a temporary folder to write what a study made into; on leaving, put it in place and enter it.
+
+        Nothing is changed if the block raises.
+
+        Args:
+            name: entry, one of `LASTING`.
+            key: of the params that it depends on.
+            made_of: hash of everything that it comes from.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f".{name}.writing"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        try:
+            yield draft
+            files = {f"{name}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
+            self.forget(name)
+            replace_folder(draft, self.folder / name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        about = {"key": key, "made_of": made_of, "root_seed": self.params.root_seed}
+        self.enter(name, about | {"files": files})
+
     def enter(self, name: str, entry: dict[str, Any]) -> None:
         """Add an entry to the manifest, and put the resolved params beside it."""
         _write_text(self.folder / "params.yaml", yaml.safe_dump(resolved(self.params), sort_keys=False))
@@ -394,7 +421,7 @@ def source_hash(module: str) -> str:
             continue
         seen[name] = path.read_bytes()
         waiting += [found for found in _imports(seen[name]) if found.startswith(f"{package.name}.")]
-    for path in sorted([*(package / "data").glob("*.yaml"), *(package / "data").glob("*.json")]):
+    for path in sorted([*(package / "data").glob("*.safetensors"), *(package / "data").glob("*.yaml")]):
         if any(path.name.encode() in text for text in seen.values()):
             seen[path.name] = path.read_bytes()
     return _sha256(b"\0".join(name.encode() + b"\0" + text for name, text in sorted(seen.items())))

@@ -95,7 +95,7 @@ class Support(Successors):
 
 @dataclass(frozen=True)
 class Experience(Support):
-    """Rung 3: `transitions` hold the support and everything seen in training.
+    """Rung 3: `transitions` hold the support and everything seen often enough in training.
 
     Attributes:
         visits: times each action was taken in the candidates' training, int64 (S, 4).
@@ -116,19 +116,21 @@ class Method:
         compose: from the rung's view to a policy.
         by_behaviour: whether the policy depends on nothing but how the candidates act, as a set: combinations that act
             alike are then composed once.
+        least_visits: how often training must have taken a transition for rung 3 to believe in it.
     """
 
     name: str
     rung: int
     compose: Callable[[QTables], Policy]
     by_behaviour: bool = False
+    least_visits: int = 1
 
 
 METHODS: dict[str, Method] = {}
 
 
 def register(
-    name: str, rung: int, by_behaviour: bool = False
+    name: str, rung: int, by_behaviour: bool = False, least_visits: int = 1
 ) -> Callable[[Callable[..., Policy]], Callable[..., Policy]]:
     """Make a function a composition method: it takes the view of its rung (0 to 3) and returns a policy.
 
@@ -138,16 +140,19 @@ def register(
         name: its id.
         rung: what it may read.
         by_behaviour: see `Method`.
+        least_visits: see `Method`.
     """
     if rung not in range(4):
         raise LeverError(f"rung = {rung}: must be 0, 1, 2 or 3")
+    if not isinstance(least_visits, int) or least_visits < 1:
+        raise LeverError(f"least_visits = {least_visits!r}: must be a whole number, at least 1")
 
     def add(compose: Callable[..., Policy]) -> Callable[..., Policy]:
         """Enter the function in `METHODS` and leave it as it is."""
         known = METHODS.get(name)
         if known and known.compose.__module__ == __name__ != compose.__module__:
             raise LeverError(f"method {name!r}: is built in; choose another name")
-        METHODS[name] = Method(name, rung, compose, by_behaviour)
+        METHODS[name] = Method(name, rung, compose, by_behaviour, least_visits)
         return compose
 
     return add
@@ -168,6 +173,15 @@ def gpi(view: Successors) -> SuccessorPolicy:
     return SuccessorPolicy(view.psi, view.fixed, view.pay)
 
 
+@register("switch", rung=2)
+def switch(view: Support) -> Policy:
+    """The best that can be had by switching between what rungs 0 and 1 do: the exact optimum on the support."""
+    return plan(view.transitions, view.rewards, fewest_golds=view.fewest_golds)
+
+
+@register("exnonzero-1000", rung=3, least_visits=1000)
+@register("exnonzero-100", rung=3, least_visits=100)
+@register("exnonzero-10", rung=3, least_visits=10)
 @register("exnonzero", rung=3)
 def exnonzero(view: Experience) -> Policy:
     """ExNonZeroDiscount: drop moves that training has shown to be worse than a sibling, plan on what is left."""
@@ -183,7 +197,20 @@ def method(name: str) -> Method:
 
 
 def prune(view: Experience) -> tuple[np.ndarray, float]:
-    """Moves that survive the bounds of ExNonZeroDiscount.
+    """Moves that survive the bounds of ExNonZeroDiscount; see `bounds`.
+
+    Returns:
+        Bit a of uint8 (S, G + 1, 2) for action a in (cell, golds left, lever taken), and the share of moves dropped
+        among the states that can be reached from the start.
+    """
+    keep, _, _ = bounds(view)
+    reached = np.zeros(keep.shape, np.bool_)
+    dropped, moves = _count_dropped(view.transitions, view.rewards.pay, keep, reached)
+    return keep, dropped / max(moves, 1)
+
+
+def bounds(view: Experience) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is known of values from how often they were updated, and the moves that can still be best.
 
     n SARSA updates of size alpha move a value from 0 to (1 - (1 - alpha)^n) (r + Q'). With n from 1 to the visit count
     and Q' between the bounds of the next state this bounds each move's value, undiscounted like all planning here.
@@ -191,18 +218,14 @@ def prune(view: Experience) -> tuple[np.ndarray, float]:
     have any number of updates.
 
     Returns:
-        Bit a of uint8 (S, G + 1, 2) for action a in (cell, golds left, lever taken), and the share of moves dropped
-        among the states that can be reached from the start.
+        Surviving moves, uint8 (S, G + 1, 2), and upper and lower bounds of the values, float64 (S, G + 1, 2).
     """
     shape = (len(view.visits), *view.rewards.pay.exit.shape)
     keep = np.full(shape, 15, np.uint8)
-    once = view.alpha
     most = np.where(view.visits > 0, 1 - (1 - view.alpha) ** np.maximum(view.visits, 1), 1.0)
     upper, lower = np.empty(shape), np.empty(shape)
-    _bound(view.transitions, view.rewards, view.fewest_golds, once, most, keep, upper, lower)
-    reached = np.zeros(shape, np.bool_)
-    dropped, moves = _count_dropped(view.transitions, view.rewards.pay, keep, reached)
-    return keep, dropped / max(moves, 1)
+    _bound(view.transitions, view.rewards, view.fewest_golds, view.alpha, most, keep, upper, lower)
+    return keep, upper, lower
 
 
 @dataclass(frozen=True)
@@ -255,9 +278,9 @@ class Pool:
         """What depends on golds left and lever."""
         return state_pay(len(self.layout.golds), self.system)
 
-    def view(self, rung: int, members: tuple[int, ...]) -> QTables:
-        """What a method of a rung may read of some of the policies."""
-        q_tables = self.q_tables[list(members)]
+    def view(self, method: Method, members: tuple[int, ...]) -> QTables:
+        """What a method may read of some of the policies."""
+        rung, q_tables = method.rung, self.q_tables[list(members)]
         if rung == 0:
             return QTables(q_tables)
         tables, fixed = zip(*(self.successors(member) for member in members), strict=True)
@@ -265,7 +288,7 @@ class Pool:
         successors = (q_tables, psi, np.concatenate(fixed), self.pay)
         if rung == 1:
             return Successors(*successors)
-        known = restrict(self.layout.transitions, self.row_support(rung, members))
+        known = restrict(self.layout.transitions, self.row_support(method, members))
         rewards = reward_tables(known, len(self.layout.golds), self.system)
         support = (*successors, known, rewards, self.layout.fewest_golds)
         if rung == 2:
@@ -278,7 +301,7 @@ class Pool:
         Raises:
             LeverError: if it makes something that cannot act.
         """
-        policy = method.compose(self.view(method.rung, members))
+        policy = method.compose(self.view(method, members))
         if not callable(getattr(policy, "paths", None)):
             found = type(policy).__name__
             raise LeverError(
@@ -303,14 +326,14 @@ class Pool:
             self._supports[members] = support
         return self._supports[members]
 
-    def row_support(self, rung: int, members: tuple[int, ...]) -> np.ndarray:
-        """What a method's regret is measured on, bool (S, 4): S, for rung 3 together with everything visited."""
+    def row_support(self, method: Method, members: tuple[int, ...]) -> np.ndarray:
+        """What a method's regret is measured on, bool (S, 4): S, for rung 3 with everything visited often enough."""
         support = self.support(members)
-        return support | (self.total_visits(members) > 0) if rung == 3 else support
+        return support | (self.total_visits(members) >= method.least_visits) if method.rung == 3 else support
 
-    def support_return(self, rung: int, members: tuple[int, ...]) -> float:
+    def support_return(self, method: Method, members: tuple[int, ...]) -> float:
         """The best return on a row's support."""
-        return optimum(self.layout, self.system, self.row_support(rung, members)).return_
+        return optimum(self.layout, self.system, self.row_support(method, members)).return_
 
 
 @njit(cache=True, nogil=True)

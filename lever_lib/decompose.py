@@ -1,7 +1,7 @@
 """From a question in words to objectives and sub-queries.
 
-`offline` needs no network: it recognises objectives by the words that people use for them (`lever_lib.recognise`) and
-then picks, from a pool of sentences, the smallest set that covers exactly these objectives. `llm` lets a language model
+`offline` asks nobody: it recognises the objectives itself (`lever_lib.recognise`) and then picks, from a pool of
+sentences, the smallest set that covers exactly these objectives. `llm` lets a language model
 pick the sentences. `none` hands the question on as it is.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from lever_lib import llm
@@ -17,9 +18,9 @@ from lever_lib.artifacts import ROOT
 from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.errors import LeverError
 from lever_lib.params import LanguageModel
-from lever_lib.recognise import LEAST_ON_TOPIC, Reading, fitted, meant_by, recognise
+from lever_lib.recognise import Reading, meant_by, recognise
 
-OFFLINE = "vocabulary"  # who answers where no model was asked
+OFFLINE = "offline"  # who answers where no language model was asked
 
 _TASK = """\
 You plan for an agent in a grid world. It starts in one corner; the exit is in the opposite one. Cells may hold gold,
@@ -38,9 +39,8 @@ class Evidence:
 
     Attributes:
         component: the objective.
-        confidence: from 0 to 1: how often such words were read right on questions that the vocabulary was tuned on,
-            times how likely the sentence is about the world at all.
-        words: of the question, as they were typed.
+        confidence: how likely it is asked for, 0 to 1; if it is waved away, how likely it is not.
+        words: of the question that speak of it, as they were typed; none if only the sentence as a whole does.
     """
 
     component: str
@@ -59,7 +59,7 @@ class Decomposition:
         confidence: of the least sure objective; 0 if there is none.
         evidence: for each objective.
         waved_away: objectives that the question speaks of and does not ask for.
-        answered_by: the vocabulary, or a language model and its host.
+        answered_by: `offline`, or a language model and its host.
         tokens: that the language model took; None if none was asked or it did not say.
         seconds: wall time; of a recorded exchange, those of the recording.
     """
@@ -82,6 +82,7 @@ def decompose(
     model: LanguageModel | None = None,
     actions: tuple[str, ...] = ("right", "down"),
     count: int | None = None,
+    memory: Path | None = None,
 ) -> Decomposition:
     """Split a question into sub-queries.
 
@@ -92,6 +93,7 @@ def decompose(
         model: which language model `llm` asks; by default as in `LanguageModel`.
         actions: of the world, as the language model is told.
         count: sentences wanted of the language model; by default as many as it takes.
+        memory: file of questions read before, as in `text.remembered`.
 
     Raises:
         LeverError: if the query is empty, if `offline` recognises objectives that the pool cannot say exactly, or if
@@ -109,19 +111,17 @@ def decompose(
             if model.fallback == "error":
                 raise
     started = time.perf_counter()
-    found = recognised(query)
-    sub_queries = (query,) if how == "none" else _cover(found.objectives, pool)
+    found = recognised(query, memory)
+    sub_queries = (query,) if how == "none" else _cover(found.objectives, pool, memory)
     return replace(found, sub_queries=sub_queries, seconds=time.perf_counter() - started)
 
 
-def recognised(query: str) -> Decomposition:
-    """The objectives of a question by its words, without sub-queries; needs no pool and no library."""
+def recognised(query: str, memory: Path | None = None) -> Decomposition:
+    """The objectives of a question, without sub-queries; needs no pool and no library."""
     started = time.perf_counter()
-    reading = recognise(query)
+    reading = recognise(query, memory)
     evidence = tuple(_evidence(reading, name, True) for name in reading.objectives)
-    spoken = {mention.component for mention in reading.mentions} - set(reading.objectives)
-    about = reading.on_topic >= LEAST_ON_TOPIC
-    waved_away = tuple(_evidence(reading, name, False) for name in COMPONENTS if about and name in spoken)
+    waved_away = tuple(_evidence(reading, name, False) for name in _waved_away(reading))
     return Decomposition(
         query=query,
         objectives=reading.objectives,
@@ -135,11 +135,17 @@ def recognised(query: str) -> Decomposition:
     )
 
 
+def _waved_away(reading: Reading) -> list[str]:
+    """Objectives that a sentence speaks of, but only to say that they are not wanted."""
+    wanted = {mention.component for mention in reading.mentions if mention.wanted}
+    spoken = {mention.component for mention in reading.mentions} - wanted - set(reading.objectives)
+    return [name for name in COMPONENTS if name in spoken]
+
+
 def _evidence(reading: Reading, name: str, wanted: bool) -> Evidence:
-    mentions = [mention for mention in reading.mentions if mention.component == name and mention.wanted == wanted]
-    sure = max(fitted()["certainty"][mention.kind] for mention in mentions)
-    words = tuple(dict.fromkeys(mention.words for mention in mentions))
-    return Evidence(name, round(sure * reading.on_topic, 3), words)
+    found = [mention.words for mention in reading.mentions if mention.component == name and mention.wanted == wanted]
+    chance = reading.chances[name]
+    return Evidence(name, round(chance if wanted else 1 - chance, 3), tuple(dict.fromkeys(found)))
 
 
 def understood(split: Decomposition) -> dict[str, Any]:
@@ -178,11 +184,11 @@ def _quoted(found: Evidence) -> str:
     return ", ".join(f"'{words}'" for words in found.words)
 
 
-def _cover(objectives: tuple[str, ...], pool: tuple[str, ...]) -> tuple[str, ...]:
+def _cover(objectives: tuple[str, ...], pool: tuple[str, ...], memory: Path | None) -> tuple[str, ...]:
     """The first smallest set of pool sentences whose objectives together are exactly `objectives`."""
     if not objectives:
         return ()
-    meanings = {sentence: set(meant_by(sentence)) for sentence in pool}
+    meanings = {sentence: set(meant_by(sentence, memory)) for sentence in pool}
     useful = [sentence for sentence in pool if meanings[sentence] and meanings[sentence] <= set(objectives)]
     for count in range(1, len(useful) + 1):
         for chosen in combinations(useful, count):

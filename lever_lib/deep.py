@@ -7,7 +7,6 @@ among the other policies, and what composing them gives.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass
 
@@ -15,14 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
-from lever_lib.artifacts import (
-    DEEP,
-    Outputs,
-    file_hash,
-    json_hash,
-    replace_folder,
-    source_hash,
-)
+from lever_lib.artifacts import DEEP, Outputs, json_hash, source_hash
 from lever_lib.composition import METHODS, Pool
 from lever_lib.envs.features import feature_tables
 from lever_lib.envs.gridworld import Layout, States, make_layout
@@ -99,10 +91,7 @@ def run_deep(outputs: Outputs) -> Deep | None:
     jobs = [job for job in training_jobs(params, layouts) if job.library == last]
     runs = run_jobs(train, jobs, params.execution, "training beside them", threads=True)
     sarsa = [record for found, _ in runs for record in found]
-    draft = outputs.folder / f".{DEEP}.writing"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with outputs.writing_lasting(DEEP, _key(params), made_of) as draft:
         save_records(records, draft / _FILES[0])
         tables = (
             _returns(params, layouts, [*sarsa, *records]),
@@ -112,13 +101,6 @@ def run_deep(outputs: Outputs) -> Deep | None:
         )
         for name, table in zip(_FILES[1:], tables, strict=True):
             table.round(6).to_csv(draft / name, index=False)
-        files = {f"{DEEP}/{name}": file_hash(draft / name) for name in _FILES}
-        outputs.forget(DEEP)
-        replace_folder(draft, outputs.folder / DEEP)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    about = {"key": _key(params), "made_of": made_of, "root_seed": params.root_seed}
-    outputs.enter(DEEP, about | {"files": files})
     return find_deep(outputs)
 
 

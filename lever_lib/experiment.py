@@ -14,6 +14,7 @@ import pandas as pd
 from lever_lib import index, pi2vec, regressor
 from lever_lib import library as library_stage
 from lever_lib.artifacts import Outputs, Stage
+from lever_lib.certificate import certify
 from lever_lib.composition import METHODS, Method, Pool
 from lever_lib.decompose import decompose
 from lever_lib.envs.rewards import reward_system
@@ -52,6 +53,9 @@ RESULT_COLUMNS = [
     "predicted_return",
     "coverage_regret",
     "composition_regret",
+    "certificate_estimate",
+    "certificate_lower",
+    "certificate_upper",
     "combinations",
     "stuck",
 ]
@@ -158,8 +162,8 @@ class Tables:
     def write(self, folder: Path) -> None:
         """One CSV per table."""
         for name, table in vars(self).items():
-            table = table if name.endswith("timings") else table.round(9)
-            table.to_csv(folder / f"{name}.csv", index=False)
+            digits = "%.6g" if name.endswith("timings") else None  # nobody measures seconds to more
+            table.round(9).to_csv(folder / f"{name}.csv", index=False, float_format=digits)
 
 
 def build_results(retriever: Retriever, outputs: Outputs, overwrite: bool = False) -> Tables:
@@ -310,11 +314,10 @@ def _run_job(job: ExperimentJob) -> Rows:
     return rows
 
 
-def _answer(job: ExperimentJob, asked: Asked) -> Rows:
+def question(job: ExperimentJob, asked: Asked) -> tuple[Pool, dict]:
+    """The policies of a job and what they are asked; and how its rows begin."""
     layout = job.embedder.layout
     system = reward_system(asked.query.setup, job.legacy_gold_exit)
-    pool = Pool(layout, system, job.q_tables, job.visits, job.alpha)
-    single = np.array([evaluate(CellPolicy(actions), layout, system).return_ for actions in pool.actions])
     about = {
         "library": job.library,
         "seed": layout.name,
@@ -322,6 +325,12 @@ def _answer(job: ExperimentJob, asked: Asked) -> Rows:
         "setup": system.name,
         "optimum": optimum(layout, system).return_,
     }
+    return Pool(layout, system, job.q_tables, job.visits, job.alpha), about
+
+
+def _answer(job: ExperimentJob, asked: Asked) -> Rows:
+    pool, about = question(job, asked)
+    single = single_returns(pool)
     rows: Rows = {"results": [], "sweep": [], "direct": []}
     for method in job.methods:
         by_k = _sweep(job, asked, pool, method)
@@ -329,7 +338,7 @@ def _answer(job: ExperimentJob, asked: Asked) -> Rows:
         everything = choose(pool.fresh(), method, [tuple(asked.everything)], job.embedder, job.predictor)
         chosen = {"targeted": by_k[1], "hybrid": by_k[job.top_k], "exhaustive": by_k[job.most]}
         for strategy, (choice, _) in (chosen | {"library": (everything, None)}).items():
-            found = _result(job, asked, pool, method, choice, single, about["optimum"])
+            found = result(job, asked, pool, method, choice, single)
             rows["results"].append(about | {"strategy": strategy} | found | _seconds(choice, asked, strategy))
         for k in range(2, job.most + 1):
             choice, best_return = by_k[k]
@@ -372,11 +381,16 @@ def _sweep(job: ExperimentJob, asked: Asked, pool: Pool, method: Method) -> dict
     return by_k | {k: by_k[len(sizes)] for k in range(len(sizes) + 1, job.most + 1)}
 
 
-def _result(
-    job: ExperimentJob, asked: Asked, pool: Pool, method: Method, choice: Choice, single: np.ndarray, best: float
-) -> dict:
+def single_returns(pool: Pool) -> np.ndarray:
+    """What each policy of a pool returns for its question, float64 (P,)."""
+    return np.array([evaluate(CellPolicy(row), pool.layout, pool.system).return_ for row in pool.actions])
+
+
+def result(job: ExperimentJob, asked: Asked, pool: Pool, method: Method, choice: Choice, single: np.ndarray) -> dict:
+    """What came of a choice: the columns of a result that do not say what was asked."""
     found = _outcome(choice.policy, pool)
-    support = pool.support_return(method.rung, choice.members)
+    support = pool.support_return(method, choice.members)
+    certificate = certify(pool, method, choice.members, choice.policy)
     return found | {
         "spec": job.spec,
         "query": asked.query.text,
@@ -387,8 +401,11 @@ def _result(
         "scratch_return": single[asked.scratch],
         "best_single_return": single[list(choice.members)].max(),
         "predicted_return": choice.predicted_return,
-        "coverage_regret": best - support,
+        "coverage_regret": optimum(pool.layout, pool.system).return_ - support,
         "composition_regret": support - found["return"],
+        "certificate_estimate": certificate.estimate,
+        "certificate_lower": certificate.lower,
+        "certificate_upper": certificate.upper,
         "combinations": choice.combinations,
         "scratch_seconds": job.train_seconds[asked.scratch],
     }

@@ -200,6 +200,12 @@ def _fit_tree_events(table: Table, see: Callable[[Embedded], np.ndarray], settin
 
 
 def _fit_published(table: Table) -> Guess:
+    """The published regressor, for whatever reward."""
+    predict = published_regressor(table)
+    return lambda other: np.repeat(predict(other.embedded)[:, None], len(other.systems), axis=1)
+
+
+def published_regressor(table: Table) -> Callable[[Embedded], np.ndarray]:
     """A policy's own return from its embedding, with the published settings; the same under every reward."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -208,7 +214,7 @@ def _fit_published(table: Table) -> Guess:
     )
     with threadpool_limits(1):
         model.fit(table.embedded.mean, table.returns[_own(table)])
-    return lambda other: np.repeat(model.predict(other.embedded.mean)[:, None], len(other.systems), axis=1)
+    return lambda embedded: model.predict(embedded.mean)
 
 
 def _own(table: Table) -> np.ndarray:

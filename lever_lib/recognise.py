@@ -1,65 +1,34 @@
-"""Which objectives a sentence asks for, by the words people use and by what the words around them do to these.
+"""Which objectives a sentence asks for, how sure that is, and which of its words say so.
 
-No network is run and no service asked. A vocabulary (`lever_lib/data/vocabulary.yaml`) says which words speak of an
-objective and which turn a wish round ("without", "ignore", "avoid"). A sentence is cut into wishes at its joints, and
-within a wish the words that turn it round are counted: "forget the gold" does not ask for gold, "don't forget the
-gold" does, and "no traps" asks to be spared them. Misspellings are taken for the nearest word of the vocabulary, words
-that it lacks for their nearest relative, and a sentence that is about something else altogether for none of it.
+Two readers decide together, neither of which needs a connection. A grammar (`lever_lib.grammar`) finds the words that
+speak of an objective and counts what turns them round; a network (`lever_lib.reader`) takes the sentence as a whole.
+They go wrong in different places, so together they are right more often than either. Somebody's own objectives, which
+the network was not taught, are the grammar's alone.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
-from collections import Counter
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import yaml
-from rapidfuzz import process
-from rapidfuzz.distance import OSA, Prefix
 
-from lever_lib.envs.rewards import COMPONENTS
+from lever_lib.envs.rewards import COMPONENTS, COMPOSITE_SENTENCES
 from lever_lib.errors import LeverError
-from lever_lib.text import known_words, word_vectors
+from lever_lib.grammar import Mention, mentions
+from lever_lib.text import remembered
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times as fast where it was compiled
-_DATA = Path(__file__).parent / "data"
-FITTED = _DATA / "recognition.json"  # written by `python -m lever_lib.understanding`
-LEAST_ON_TOPIC = 0.25  # sentences less likely than this to be about the world ask for nothing
-_SIGNS = ("not", "avoid", "few", "ignore", "moot", "care", "leave", "spare", "over", "undo", "same")
-_ROLES = ("asks", "names", "shuns", "against", "costs", "units", "mere")
-_SINGULAR = ("is", "was", "does", "has")
-_PRONOUNS = {"it", "that", "this", "they", "these", "those", "all", "which", "is", "are", "and", "i", "am", "be"}
-_LEFT = ("names", "shuns")  # roles of what can be left alone
-_CUES = ("asks", "names", "shuns")  # roles that a word outside the vocabulary may be a relative of
-_RELATED = 0.5  # least cosine of a relative; chosen on the development half
-_GAP = 3  # words that a gap may stand for
-_PIECES = re.compile(
-    r"w/o(?:ut)?\b|\$+|[a-z0-9]+(?:'[a-z]+)?|[,.;:!?]|[&+/]|\s-+\s|[\u2013\u2014()]", re.ASCII | re.IGNORECASE
-)
-_DRAWN_OUT = re.compile(r"([a-z])\1{2,}")  # "gooold"
-_PLAIN = ("", "s", "ing", "ed")  # endings that any word of the vocabulary may have
-_ENDINGS = ("", "s", "es", "ed", "d", "ing", "ly", "er", "est", "y", "e", "ate")
-
-
-class Mention(NamedTuple):
-    """A place in a sentence that speaks of an objective.
-
-    Attributes:
-        component: the objective.
-        words: as they were typed.
-        wanted: whether they ask for it; else it is waved away.
-        kind: `plain`, `misspelt` if a spelling had to be guessed, `related` if the vocabulary knows a relative only.
-    """
-
-    component: str
-    words: str
-    wanted: bool
-    kind: str
+LEARNED = ("path", "gold", "hazard", "lever")  # what the network was taught, in the order of its outputs
+WEIGHTS = Path(__file__).parent / "data" / "recognition.safetensors"  # by `python -m lever_lib.understanding`
+# What the grammar's word is worth, as log odds beside the network's: 0.6 standard deviations of these, which was best
+# on questions that neither had seen. That it finds no mention says less than that one is waved away.
+_ASKED, _ABSENT = 5.0, -2.5
+_TEMPERATURE = 2.5  # of the sum, so that it is as sure as it is often right on such questions
+_LONE = re.compile("[\ud800-\udfff]")  # halves of characters, which no tokenizer takes
 
 
 class Reading(NamedTuple):
@@ -67,556 +36,69 @@ class Reading(NamedTuple):
 
     Attributes:
         mentions: of objectives, in their order.
-        on_topic: how likely the sentence is about the world at all, 0 to 1.
+        chances: how likely each objective is asked for, 0 to 1, in the order of the reward table.
     """
 
     mentions: list[Mention]
-    on_topic: float
+    chances: dict[str, float]
 
     @property
     def objectives(self) -> tuple[str, ...]:
         """Components asked for, in the order of the reward table."""
-        wanted = {mention.component for mention in self.mentions if mention.wanted}
-        return tuple(name for name in COMPONENTS if name in wanted) if self.on_topic >= LEAST_ON_TOPIC else ()
+        return tuple(name for name, chance in self.chances.items() if chance >= 0.5)
 
 
-def recognise(text: str) -> Reading:
-    """Every mention of an objective in a sentence, and whether the sentence is about the world."""
-    words, tokens = _taken_apart(text)
-    mentions = _mentions(words, tokens)
-    if not mentions:
-        return Reading([], 0.0)
-    if any(mention.component not in _current().learned for mention in mentions):
-        return Reading(mentions, 1.0)  # an objective that the regression never saw is not for it to turn away
-    return Reading(mentions, _on_topic(_features(words, tokens)))
-
-
-def meant_by(sentence: str) -> tuple[str, ...]:
-    """Components that a sentence of a library asks for, whatever its topic may look like."""
-    return Reading(_mentions(*_taken_apart(sentence)), 1.0).objectives
-
-
-def features(text: str) -> np.ndarray:
-    """What tells whether a sentence is about the world: its words, and how much of it the vocabulary knows.
-
-    Returns:
-        float64 (387,): mean word vector, share of words that the vocabulary knows, objectives spoken of, mentions.
-    """
-    return _features(*_taken_apart(text))
-
-
-def _taken_apart(text: str) -> tuple[_Words, list[_Token]]:
-    words = _Words.of(text, _current())
-    return words, _current().tokens(words)
-
-
-def _mentions(words: _Words, tokens: list[_Token]) -> list[Mention]:
-    return [
-        Mention(name, words.typed(token), _wanted(token.kind, signs), words.kind(token))
-        for token, signs in _Reader(words).read(tokens)
-        for name in token.components
-    ]
-
-
-def _current() -> Grammar:
-    """The grammar of the reward table as it is now."""
-    return _grammar(tuple((name, component.words) for name, component in COMPONENTS.items()))
-
-
-class _Token(NamedTuple):
-    kind: str
-    components: tuple[str, ...]
-    start: int  # first word
-    stop: int  # after the last
-    related: bool = False  # whether the vocabulary knows a relative only
-
-
-@dataclass(frozen=True)
-class _Words:
-    """A sentence word by word.
-
-    Attributes:
-        text: the sentence.
-        plain: its words in lower case, spelt right, contractions written out.
-        spans: where in `text` each came from.
-        guessed: numbers of words whose spelling was guessed.
-    """
-
-    text: str
-    plain: list[str]
-    spans: list[tuple[int, int]]
-    guessed: set[int]
-
-    @classmethod
-    def of(cls, text: str, grammar: Grammar) -> _Words:
-        words = cls(text, [], [], set())
-        for found in _PIECES.finditer(text.replace("\u2019", "'")):
-            for part in grammar.written_out(_DRAWN_OUT.sub(r"\1", found.group().lower())):
-                right = grammar.spelt(part)
-                if right != part:
-                    words.guessed.add(len(words.plain))
-                words.plain.append(right)
-                words.spans.append(found.span())
-        return words
-
-    def typed(self, token: _Token) -> str:
-        """The words of a token as they were typed."""
-        return self.text[self.spans[token.start][0] : self.spans[token.stop - 1][1]]
-
-    def kind(self, token: _Token) -> str:
-        """How sure the words of a token are."""
-        if token.related:
-            return "related"
-        return "misspelt" if self.guessed & set(range(token.start, token.stop)) else "plain"
-
-
-def _is_word(word: str) -> bool:
-    """Whether it is spelt right: the encoder knows it, or what it is made from."""
-    stems = [word[: -len(ending)] for ending in ("ing", "ed", "ly") if word.endswith(ending)]
-    return any(stem in known_words() for stem in (word, *(stem for stem in stems if len(stem) > 3)))
-
-
-class Grammar:
-    """The vocabulary, ready to be looked for in a sentence.
+def recognise(text: str, memory: Path | None = None) -> Reading:
+    """Every mention of an objective in a sentence, and how likely each objective is asked for.
 
     Args:
-        own: words of each component, as the reward table has them.
+        text: the sentence; the network reads its first 256 tokens.
+        memory: file of sentences read before, as in `text.remembered`.
     """
-
-    def __init__(self, own: tuple[tuple[str, str], ...]) -> None:
-        book = yaml.load((_DATA / "vocabulary.yaml").read_bytes(), Loader=_LOADER)
-        self.learned = set(book["objectives"])
-        entries: list[tuple[str, str, tuple[str, ...]]] = []
-        own_entries: list[tuple[str, str, tuple[str, ...]]] = []
-        for name, words in own:
-            roles = book["objectives"].get(name, {})
-            entries += [(phrase, role, (name,)) for role in _ROLES for phrase in _flat(roles.get(role, []))]
-            said = words or ("" if name in self.learned else name)
-            own_entries += [(word.strip().lower(), "names", (name,)) for word in said.split("|") if word.strip()]
-        entries += [(phrase, "asks", tuple(name for name, _ in own)) for phrase in book["everything"]]
-        for section in ("signs", "joints"):
-            entries += [(phrase, kind, ()) for kind, phrases in book[section].items() for phrase in _flat(phrases)]
-        for kind in ("neutral", "verbs", "auxiliaries"):
-            entries += [(phrase, kind, ()) for phrase in _flat(book[kind])]
-        # The longest expression wins, so the longest comes first; what somebody added goes before all.
-        entries.sort(key=lambda entry: (-len(entry[0].replace("_", "").split()), -len(entry[0])))
-        self.own, self.entries = own_entries, [*own_entries, *entries]
-        self.by_first: dict[str, list[tuple[int, list[str]]]] = {}  # rank and words of the expressions by first word
-        for rank, (phrase, _, _) in enumerate(self.entries):
-            expression = phrase.split()
-            self.by_first.setdefault(expression[0], []).append((rank, expression))
-        words = sorted({word for phrase, _, _ in self.entries for word in phrase.split() if word != "_"})
-        self.neutral = set(_flat(book["neutral"]))
-        self.short = book["short"]
-        self.whole = frozenset(word for word in words if not word.endswith("*"))
-        self.stems = frozenset(word[:-1] for word in words if word.endswith("*"))
-        self.spellings: dict[str, list[str]] = {}
-        for word in words:
-            forms = [word[:-1] + ending for ending in _ENDINGS] if word.endswith("*") else [word]
-            for spelling in forms:
-                stem = word.removesuffix("*")
-                real = spelling in known_words() or spelling.removeprefix(stem) in _PLAIN or stem not in known_words()
-                if real and len(spelling) > 3 and spelling.isalpha():
-                    self.spellings.setdefault(spelling[0], []).append(spelling)
-
-    def written_out(self, word: str) -> list[str]:
-        """The words that a piece of a sentence stands for: "don't" is "do not"."""
-        bare = word.replace("'", "")
-        if bare in self.short:
-            return self.short[bare].split()
-        if word.endswith("n't"):
-            return [word[:-3], "not"]
-        if "'" in word:
-            stem, ending = word.split("'")
-            return [stem, *{"s": ["is"], "m": ["am"]}.get(ending, [])]
-        if word.startswith("$"):
-            return ["money"]
-        if word in ("&", "+", "/"):
-            return ["and"]
-        return [word] if word.isalnum() or word in ",.;:!?" else [";"]
-
-    def has(self, word: str) -> bool:
-        """Whether a word stands in the vocabulary."""
-        return word in self.whole or any(word[:end] in self.stems for end in range(1, len(word) + 1))
-
-    def spelt(self, word: str) -> str:
-        """The word of the vocabulary that a misspelt one is nearest to; other words stay."""
-        if len(word) < 3 or not word.isalpha() or self.has(word) or _is_word(word):
-            return word
-        most = 1 if len(word) < 7 else 2
-        near = process.extract(word, self.spellings.get(word[0], []), scorer=OSA.distance, score_cutoff=most, limit=9)
-        near = [found for found in near if found[1] < 2 or found[0][-1] == word[-1]]
-        return min(near, key=lambda found: self._distance(word, *found[:2]))[0] if near else word
-
-    def _distance(self, word: str, spelling: str, edits: int) -> tuple:
-        return edits, spelling in self.neutral, -Prefix.similarity(word, spelling), spelling
-
-    def tokens(self, words: _Words) -> list[_Token]:
-        """What is in a sentence; words that mean nothing here are left out."""
-        found, place = [], 0
-        while place < len(words.plain):
-            rank, stop = self.longest(words.plain, place)
-            if rank is not None:
-                _, kind, components = self.entries[rank]
-                found.append(_Token(kind, components, place, stop))
-            place = stop
-        taken = {number for token in found for number in range(token.start, token.stop)}
-        found += [
-            _Token(kind, components, number, number + 1, related=True)
-            for number, word in enumerate(words.plain)
-            if number not in taken
-            for kind, components in self.relatives(word)
-        ]
-        return sorted(found, key=lambda token: token.start)
-
-    def longest(self, words: list[str], start: int) -> tuple[int | None, int]:
-        """Rank of the first expression that begins at a word, and the word after it."""
-        word = words[start]
-        firsts = [word, *(f"{word[:end]}*" for end in range(1, len(word) + 1))]
-        here = sorted(entry for first in firsts for entry in self.by_first.get(first, ()))
-        for rank, expression in here:
-            stop = _matched(expression, words, start)
-            if stop is not None and not (rank >= len(self.own) and any(map(self.is_own, words[start + 1 : stop]))):
-                return rank, stop
-        return None, start + 1
-
-    def is_own(self, word: str) -> bool:
-        """Whether somebody's own objective goes by a word, which then is part of no other expression."""
-        return any(_fits(phrase.split()[0], word) for phrase, _, _ in self.own)
-
-    def relatives(self, word: str) -> list[tuple[str, tuple[str, ...]]]:
-        """Role and component of the expression that an unknown word is nearest to in meaning, if any is near."""
-        if len(word) < 5 or word not in known_words():
-            return []
-        cosines = self._vectors @ word_vectors([word])[0]
-        nearest = np.argsort(-cosines, kind="stable")[:2]
-        kinds = [self._labels[place] for place in nearest]
-        if cosines[nearest[0]] < _RELATED or kinds[0][0] not in _CUES or kinds[0][1] != kinds[1][1]:
-            return []
-        return [kinds[0]]
-
-    @cached_property
-    def _labels(self) -> list[tuple[str, tuple[str, ...]]]:
-        return [(kind, components) for _, kind, components in self._single]
-
-    @cached_property
-    def _vectors(self) -> np.ndarray:
-        return word_vectors([phrase for phrase, _, _ in self._single])
-
-    @cached_property
-    def _single(self) -> list[tuple[str, str, tuple[str, ...]]]:
-        return [
-            (phrase, kind, components)
-            for phrase, kind, components in sorted(self.entries)
-            if phrase in known_words() and len(components) < 2
-        ]
+    found = mentions(text)
+    odds = dict.fromkeys(COMPONENTS, 0.0)  # somebody's own objectives: the network was not taught these
+    if any(character.isalnum() for character in text):
+        odds |= dict(zip(LEARNED, _read(_LONE.sub(" ", text), memory), strict=True))
+    return Reading(found, {name: _chance(odds[name] + _opinion(found, name)) for name in COMPONENTS})
 
 
-_grammar = cache(Grammar)
+def _read(text: str, memory: Path | None) -> list[float]:
+    """Log odds of what the network was taught."""
+    return remembered([text], f"reader {_version()}", _log_odds, len(LEARNED), memory)[0].tolist()
 
 
-def _flat(entries: list) -> list[str]:
-    return [str(phrase) for entry in entries for phrase in (entry if isinstance(entry, list) else [entry])]
+def _log_odds(sentences: Sequence[str]) -> np.ndarray:
+    from lever_lib.reader import log_odds  # torch takes a second to import, and what is remembered needs none
 
-
-def _matched(expression: list[str], words: list[str], start: int) -> int | None:
-    """The word after an expression that begins at a word; None if it does not stand there."""
-    if not expression:
-        return start
-    first, rest = expression[0], expression[1:]
-    if first == "_":
-        gaps = range(_GAP, -1, -1)
-        fitting = (gap for gap in gaps if all(map(_fills_gap, words[start : start + gap])))
-        stops = (_matched(rest, words, start + gap) for gap in fitting)
-        return next((stop for stop in stops if stop is not None), None)
-    if start >= len(words) or not _fits(first, words[start]):
-        return None
-    return _matched(rest, words, start + 1)
-
-
-def _fits(pattern: str, word: str) -> bool:
-    return word.startswith(pattern[:-1]) if pattern.endswith("*") else word == pattern
-
-
-def _fills_gap(word: str) -> bool:
-    return word.isalnum() and word not in ("not", "no", "without", "never")
-
-
-class _Reader:
-    """Reads tokens from left to right and counts, for each mention, the words that turn it round."""
-
-    def __init__(self, words: _Words) -> None:
-        self.words = words
-        self.mentions: list[tuple[_Token, Counter]] = []
-        self.place = 0  # the word after the token that is read
-        self.begin()
-
-    def begin(self) -> None:
-        """A wish starts here."""
-        self.start = self.place
-        self.signs: Counter = Counter()
-        self.subjects: list[tuple[_Token, Counter]] = []  # mentions that a predicate would be about
-        self.last: _Token | None = None  # mention within this wish
-        self.joint: _Token | None = None
-        self.auxiliary: _Token | None = None
-        self.by_comma = False  # whether a comma brought the last mention into a list
-        self.either = False  # whether the last mention was joined by "or"
-        self.neither: Counter | None = None  # signs up to a "neither"
-
-    def read(self, tokens: list[_Token]) -> list[tuple[_Token, Counter]]:
-        """Mentions with their signs."""
-        for number, token in enumerate(tokens):
-            self.place = token.stop
-            if token.kind == "stop" or (token.kind == "weak" and self.auxiliary is None and self.last is not None):
-                earlier = self.signs
-                self.begin()
-                if number + 1 < len(tokens) and tokens[number + 1].kind == "or":  # "Not the gold. Or the lever."
-                    self.signs = earlier
-            elif token.kind == "nor":
-                kept = self.neither or (self.signs if self.signs["not"] % 2 else {"not": 1})
-                self.signs, self.last, self.joint = Counter(kept), None, token
-            elif token.kind in ("comma", "or"):
-                self.joint = token if self.joint is None or token.kind == "or" else self.joint
-                self.auxiliary = None
-            elif token.kind == "relative":
-                self.subjects, self.auxiliary = [], None
-            elif token.kind == "auxiliaries" or (token.kind == "colon" and self.ends_mention(token)):
-                self.auxiliary = token if self.joint is None and self.subjects else None
-                if self.ends_mention(token) and self.by_comma:  # "ignore the gold, the lever is what matters"
-                    self.subjects = self.subjects[-1:]
-                    self.subjects[0][1].clear()
-            elif token.kind == "colon":
-                self.begin()
-            elif token.kind in _SIGNS:
-                self.sign(token, tokens[number + 1 :])
-            elif token.kind == "verbs":
-                self.verb()
-            elif token.kind in _ROLES:
-                self.mention(token, tokens[number + 1 :])
-        return [(token, signs) for token, signs in self.mentions if token.kind != "mere"]
-
-    def ends_mention(self, token: _Token) -> bool:
-        """Whether a mention stands right before a token."""
-        return self.last is not None and self.joint is None and self.last.stop == token.start
-
-    def sign(self, token: _Token, rest: list[_Token]) -> None:
-        """A word that turns the wish round: of what comes next, or of what a predicate is about."""
-        ahead = _mention_ahead(rest)
-        after = self.ends_mention(token)
-        following = set(self.words.plain[token.stop : token.stop + 4])
-        if token.kind == "undo":
-            for _, signs in self.mentions[-1:]:
-                self.turn(signs, token)
-        elif token.kind in ("ignore", "moot") and not ahead and following & {"all", "any", "either", "everything"}:
-            for _, signs in self.mentions:
-                self.turn(signs, token)
-        elif token.kind == "same":
-            self.signs = Counter(self.mentions[-1][1]) if self.mentions else Counter()
-            self.last = self.joint = None
-        elif token.kind == "over":
-            if after and rest and rest[0].kind in _ROLES and rest[0].start - token.stop <= 1:  # safety over speed
-                self.begin()
-                self.signs["not"] += 1
-        elif token.kind == "leave" and after and self.signs["not"]:  # no coin left
-            self.about_subjects(token)
-        elif token.kind == "leave" and self.pointing(token):
-            self.backward(token, rest)
-        elif token.kind == "leave" and not (rest and rest[0].kind in _LEFT and rest[0].start - token.stop <= _GAP):
-            return
-        elif token.kind == "care" and not self.denied():
-            self.auxiliary = token if after else self.auxiliary  # gold need not be collected
-        elif self.predicated(token, ahead, after):
-            self.about_subjects(token)
-        elif ahead is None or token.kind == "moot":
-            self.backward(token, rest)
-        else:
-            self.forward(token)
-
-    def predicated(self, token: _Token, ahead: _Token | None, after: bool) -> bool:
-        """Whether a sign is said of what came before: "gold is not needed", "lever excluded"."""
-        first = self.words.plain[token.start]
-        if first in ("without", "rather", "instead", "except"):
-            return False
-        if ahead is not None and ahead.start - token.stop <= 1:  # "my time is not wasted"
-            return False
-        if self.auxiliary is not None and (ahead is None or token.start == self.auxiliary.stop):
-            return True
-        said_after = first.endswith("ed") or (self.last is not None and self.last.kind in ("units", "costs"))
-        return after and ahead is None and token.kind in ("avoid", "few") and said_after
-
-    def denied(self) -> bool:
-        """Whether "care" and its like stand under a "not", before it or in its predicate."""
-        if self.auxiliary is not None and self.subjects:
-            return bool(self.subjects[-1][1]["denied"])
-        return bool(self.signs["not"] % 2)
-
-    def forward(self, token: _Token) -> None:
-        """Count a sign for the mentions to come."""
-        if self.signs["not"] % 2 and self.words.plain[token.start] in ("except", "apart", "other", "aside"):
-            self.begin()  # "no detours except for the gold"
-            return
-        if self.last is not None:  # a sign before a further mention begins a wish of its own,
-            both = token.kind == "not" and self.signs["not"] >= 2  # but: not without this and without that
-            self.begin()
-            self.signs["not"] += both
-        self.joint = None
-        self.signs[token.kind] += 1
-        if self.words.plain[token.start] == "neither":
-            self.neither = Counter(self.signs)
-
-    def about_subjects(self, token: _Token) -> None:
-        """The gold is not needed; hazards and levers can be ignored."""
-        if not self.subjects:
-            return
-        front = self.subjects[0][1]
-        fronted = any(front[kind] for kind in _SIGNS) and not front["denied"]
-        if fronted and self.neither is None and len(self.subjects) > 1:  # this is said of the last alone
-            self.subjects = self.subjects[-1:]
-            self.subjects[0][1].clear()
-        several = self.auxiliary is not None and self.words.plain[self.auxiliary.start] not in _SINGULAR
-        last = self.subjects[-1][0].components
-        for subject, signs in self.subjects:
-            if several or self.either or subject.components == last:
-                self.turn(signs, token)
-
-    def before_care(self, token: _Token, rest: list[_Token]) -> bool:
-        """Whether a "not" right after a mention is followed by "needed" and its like."""
-        after = self.words.plain[token.stop : token.stop + 1]
-        cares = bool(rest) and rest[0].kind == "care" and rest[0].start == token.stop
-        return self.ends_mention(token) and (cares or any(word.endswith("ed") for word in after))
-
-    @staticmethod
-    def turn(signs: Counter, token: _Token) -> None:
-        """Count a sign said afterwards; the same thing said twice is said once."""
-        kind = "ignore" if token.kind in ("moot", "undo") else token.kind
-        signs[kind] += kind == "not" or not signs[kind]
-        signs["denied"] += kind == "not"
-
-    def pointing(self, token: _Token) -> bool:
-        """Whether a sign is about "it" or "them"."""
-        return self.words.plain[token.stop : token.stop + 1] in (["it"], ["them"], ["those"])
-
-    def backward(self, token: _Token, rest: list[_Token]) -> None:
-        """A sign with nothing ahead is about what came before: "traps irrelevant", "gold no", "forget it"."""
-        following = self.words.plain[token.stop : token.stop + 4]
-        said = set(self.words.plain[self.start : token.start])  # in this wish; a word unknown here may be its subject
-        loose = not self.subjects and (
-            token.kind == "ignore" or (token.kind == "moot" and not _mention_ahead(rest) and said <= _PRONOUNS)
-        )
-        final = self.ends_mention(token) and (not following or not following[0].isalnum())
-        if self.mentions and token.kind != "not" and (self.pointing(token) or loose):
-            self.turn(self.mentions[-1][1], token)
-        elif self.joint is None and self.subjects:
-            if token.kind in ("ignore", "moot", "spare"):
-                self.about_subjects(token)
-            elif token.kind == "not" and self.signs["not"] % 2 and self.words.plain[token.start] == "without":
-                subject, signs = self.subjects[-1]  # "don't go without taking it"
-                signs["not"] += not _wanted(subject.kind, signs)
-            elif token.kind == "not" and (final or self.before_care(token, rest)):  # "gold no", "gold not needed"
-                self.about_subjects(token)
-                self.auxiliary = token
-
-    def verb(self) -> None:
-        """What a verb begins is a wish of its own, unless a sign stands before it or a predicate runs."""
-        self.end_colon()
-        if self.joint is not None:
-            self.new_part()
-        elif self.last is not None and self.auxiliary is None:
-            self.begin()
-
-    def end_colon(self) -> None:
-        """After "gold:" comes what is said of it, or a new wish."""
-        if self.auxiliary is not None and self.auxiliary.kind == "colon":
-            self.begin()
-
-    def new_part(self) -> None:
-        """Go on after a joint: "not this or that" says not that."""
-        kept = self.signs if self.joint.kind != "comma" else Counter()
-        self.begin()
-        self.signs = Counter(kept)
-
-    def mention(self, token: _Token, rest: list[_Token]) -> None:
-        """An objective is spoken of."""
-        self.end_colon()
-        self.either = self.joint is not None and self.joint.kind != "comma"
-        self.by_comma = self.joint is not None and self.words.plain[self.joint.start] == ","
-        alone = bool(rest) and rest[0].kind == "weak" and rest[0].start == token.stop  # "forget the gold, speed only"
-        if self.joint is not None and (alone or not self.listed(token)):
-            self.new_part()
-        manner = token.kind not in ("names", "shuns", "mere")
-        fresh = self.last is not None and self.joint is None and manner  # "avoid the traps in few steps"
-        signs = Counter() if fresh else Counter(self.signs)
-        self.mentions.append((token, signs))
-        self.subjects.append((token, signs))
-        self.last, self.joint, self.auxiliary = token, None, None
-
-    def listed(self, token: _Token) -> bool:
-        """Whether a mention continues a list of like things: "ignore the gold and the lever"."""
-        if self.joint.kind != "comma":
-            return self.joint.kind == "nor" or self.last is not None
-        if self.last is None:
-            return False
-        alike = (self.last.kind == token.kind or self.signs["ignore"]) and token.kind in ("names", "shuns", "mere")
-        near = self.joint.start == self.last.stop and token.start - self.joint.stop <= 2
-        bare = set(self.signs) == {"not"} and self.words.plain[self.joint.start] == ","  # "no traps, gold"
-        return alike and near and not bare
-
-
-def _mention_ahead(rest: list[_Token]) -> _Token | None:
-    """The next mention before any joint."""
-    for token in rest:
-        if token.kind in _ROLES:
-            return token
-        if token.kind in ("stop", "comma"):
-            return None
-    return None
-
-
-def _wanted(role: str, signs: Counter) -> bool:
-    """What the signs make of a mention."""
-    denied = bool(signs["not"] % 2)
-    left = bool(signs["ignore"] + signs["leave"] + signs["spare"])  # one gesture, in however many words
-    if role == "shuns":
-        if signs["ignore"]:
-            return denied
-        return not (denied and (signs["care"] or signs["avoid"] or left))
-    if role == "units":
-        return bool(signs["avoid"] or signs["few"]) and not denied and not signs["ignore"]
-    if role == "costs":
-        return not denied and not signs["ignore"]
-    if role == "against":
-        spared = signs["not"] + bool(signs["avoid"] + signs["few"]) + bool(signs["leave"] + signs["spare"])
-        return bool(spared % 2) and not signs["ignore"] and not signs["care"]
-    return (signs["not"] + signs["avoid"] + left) % 2 == 0
-
-
-def _features(words: _Words, tokens: list[_Token]) -> np.ndarray:
-    spoken = [word for word in words.plain if word.isalnum()]
-    mean = word_vectors(spoken).mean(axis=0) if spoken else np.zeros(384)
-    mean = mean / max(np.linalg.norm(mean), 1e-9)
-    mentions = [token for token in tokens if token.kind in _ROLES and token.kind != "mere"]
-    known = sum(token.stop - token.start for token in tokens if words.plain[token.start].isalnum())
-    objectives = {name for token in mentions for name in token.components}
-    share = known / max(len(spoken), 1)
-    return np.concatenate([mean, [share, min(len(objectives), 3), min(len(mentions), 4)]])
-
-
-def _on_topic(found: np.ndarray) -> float:
-    """Probability that a sentence is about the world, by logistic regression on `features`."""
-    topic = fitted()["topic"]
-    return float(1 / (1 + np.exp(-(found @ topic["weights"] + topic["intercept"]))))
+    return log_odds(sentences)
 
 
 @cache
-def fitted() -> dict[str, Any]:
-    """What was learned from the development part of the evaluation set.
+def _version() -> str:
+    """Hash of the weights: what other weights said is not remembered."""
+    with WEIGHTS.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    `topic`: weights and intercept of a logistic regression on `features`; `certainty`: how often mentions of each kind
-    were read right.
-    """
-    found = json.loads(FITTED.read_text(encoding="utf-8"))
-    found["topic"]["weights"] = np.array(found["topic"]["weights"])
-    return found
+
+def _opinion(found: list[Mention], name: str) -> float:
+    """What the words have to say of an objective, as log odds."""
+    wanted = [mention.wanted for mention in found if mention.component == name]
+    return _ABSENT if not wanted else _ASKED if any(wanted) else -_ASKED
+
+
+def _chance(odds: float) -> float:
+    return round(float(1 / (1 + np.exp(-odds / _TEMPERATURE))), 3)
+
+
+def meant_by(sentence: str, memory: Path | None = None) -> tuple[str, ...]:
+    """Components that a sentence of a library asks for; those of the reward table need not be read."""
+    for name, component in COMPONENTS.items():
+        if sentence == component.sentence:
+            return (name,)
+    for setup, known in COMPOSITE_SENTENCES.items():
+        if sentence == known:
+            return tuple(setup.split("-"))
+    return recognise(sentence, memory).objectives
 
 
 def check_sentences() -> None:
@@ -626,8 +108,8 @@ def check_sentences() -> None:
         LeverError: naming the component.
     """
     for name, component in COMPONENTS.items():
-        named = meant_by(component.sentence)
-        if named != (name,):
+        named = {mention.component for mention in mentions(component.sentence) if mention.wanted}
+        if named != {name}:
             raise LeverError(
                 f"component {name!r}: its sentence {component.sentence!r} must be recognised by its own words and by "
                 f"no other's, but names {', '.join(named) or 'none'}"

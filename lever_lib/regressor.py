@@ -40,6 +40,7 @@ from lever_lib.pi2vec import Embedded, Embeddings
 from lever_lib.queries import QUERIES, QUERY_CLASSES
 
 MODEL_FILE = "regressor.safetensors"
+TRAINING = "training.npz"  # beside it: what it was fitted on; not in git
 
 STAGE = Stage(
     name="regressor",

@@ -18,7 +18,7 @@ from lever_lib.experiment import Tables, read_table
 from lever_lib.params import Grid, Params
 from lever_lib.planning import optimum
 from lever_lib.seeding import stream
-from lever_lib.stats import LEVEL, by_layout, improvement, seconds_summary, summarise
+from lever_lib.stats import LEVEL, by_layout, improvement, of_optimum, seconds_summary, summarise
 
 ALL = "all"  # a column that is not kept apart
 REFERENCES = {"best single": "best_single_return", "scratch": "scratch_return"}
@@ -74,7 +74,14 @@ SUMMARY_FILES = tuple(f"{field.name}.csv" for field in fields(Summary))
 STAGE = Stage(
     name="results",
     notebook="06_results",
-    files=(*SUMMARY_FILES, "published_comparison.csv", "published_averages.csv", "table.tex", "timings.tex"),
+    files=(
+        *SUMMARY_FILES,
+        "regret.csv",
+        "published_comparison.csv",
+        "published_averages.csv",
+        "table.tex",
+        "timings.tex",
+    ),
     params=("root_seed", "grid"),
     upstream=(experiment.STAGE,),
     module="lever_lib.report",
@@ -88,6 +95,7 @@ class Report:
 
     Attributes:
         summary: of the results.
+        regret: what is lost and where, and what can be promised, as shares of the optimum.
         comparison: every return of the published `exnonzero` table of this spec beside ours; empty if there is none.
         averages: published averages beside ours; empty if there are none.
         latex: overall returns and shares of the optimum as LaTeX tables.
@@ -95,6 +103,7 @@ class Report:
     """
 
     summary: Summary
+    regret: pd.DataFrame
     comparison: pd.DataFrame
     averages: pd.DataFrame
     latex: str
@@ -114,6 +123,8 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
         with outputs.writing(STAGE) as folder:
             summary = summarise_tables(tables, spec, outputs.params.root_seed)
             write_tables(summary, folder)
+            regret = all_regrets(tables.results, outputs.params.root_seed)
+            regret.round(6).to_csv(folder / "regret.csv", index=False)
             published_comparison(tables.results, spec, grid).to_csv(folder / "published_comparison.csv", index=False)
             averages = published_averages(summary.shares, spec, outputs.params)
             averages.round(6).to_csv(folder / "published_averages.csv", index=False)
@@ -122,6 +133,7 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
     folder = outputs.require(STAGE)
     return Report(
         read_summary(folder),
+        read_table(folder / "regret.csv"),
         read_table(folder / "published_comparison.csv"),
         read_table(folder / "published_averages.csv"),
         (folder / "table.tex").read_text(),
@@ -173,6 +185,11 @@ def apart_by(table: pd.DataFrame, keys: set[str]) -> pd.DataFrame:
     return table[inside].reset_index(drop=True)
 
 
+def main_methods(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table without the stricter variants of `exnonzero`, which have a figure of their own."""
+    return table[~table["method"].str.startswith("exnonzero-")]
+
+
 def overall(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a summary table in which libraries and queries are not kept apart."""
     return apart_by(table, set())
@@ -221,6 +238,27 @@ def all_improvements(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
                 table.append((*way, *other, *improvement(ours, theirs, stream(root_seed, "bootstrap")), len(ours)))
     columns = ["strategy", "method", "over_strategy", "over_method", "probability", "low", "high", "layouts"]
     return pd.DataFrame(table, columns=columns)
+
+
+def all_regrets(results: pd.DataFrame, root_seed: int) -> pd.DataFrame:
+    """Where the distance to the optimum comes from, and what the certificates say, by the groups of `all_shares`.
+
+    Returns:
+        Columns as in `results/regret.csv`.
+    """
+    names = {"coverage_regret": "coverage", "composition_regret": "composition", "certificate_lower": "lower"}
+    rows = results.rename(columns=names | {"certificate_upper": "upper"})
+    rows["gap"] = rows["upper"] - rows["lower"]
+    rows["certified"] = rows["lower"] >= rows["return"] - _CENT
+    rows["loses_in_composing"] = rows["composition"] > _CENT
+    parts = []
+    for by in _GROUPS:
+        keys = [*by, "strategy", "method"]
+        columns = [*names.values(), "upper", "gap"]
+        table = of_optimum(rows, keys, columns, stream(root_seed, "bootstrap"))
+        counted = rows.groupby(keys, sort=False)[["certified", "loses_in_composing"]].mean().reset_index()
+        parts.append(_spread(table.merge(counted, on=keys)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _sweep_shares(sweep: pd.DataFrame, by: tuple[str, ...], root_seed: int) -> pd.DataFrame:

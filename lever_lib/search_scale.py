@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lever_lib.artifacts import ROOT, SCALE, Outputs, file_hash, json_hash, replace_folder, source_hash
+from lever_lib.artifacts import ROOT, SCALE, Outputs, json_hash, source_hash
 from lever_lib.errors import LeverError
 from lever_lib.params import Params, resolved
 from lever_lib.seeding import stream
@@ -317,16 +317,9 @@ def run_scale(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     outputs.folder.mkdir(parents=True, exist_ok=True)
     sys.stderr.write(f"{outputs.spec}: text search at scale\n")
     tables = measure(params.scale.vectors, outputs.folder, params.root_seed)
-    draft = outputs.folder / f".{SCALE}.writing"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    for name, table in zip(_FILES, tables, strict=True):
-        table.round(6).to_csv(draft / name, index=False)
-    files = {f"{SCALE}/{name}": file_hash(draft / name) for name in _FILES}
-    outputs.forget(SCALE)
-    replace_folder(draft, outputs.folder / SCALE)
-    about = {"key": _key(params), "made_of": made_of, "root_seed": params.root_seed}
-    outputs.enter(SCALE, about | {"files": files})
+    with outputs.writing_lasting(SCALE, _key(params), made_of) as draft:
+        for name, table in zip(_FILES, tables, strict=True):
+            table.round(6).to_csv(draft / name, index=False)
     return find_scale(outputs)
 
 

@@ -96,6 +96,32 @@ def summarise(rows: pd.DataFrame, keys: list[str], rng: np.random.Generator, col
     return pd.DataFrame(summary, columns=[*keys, *columns, "optimum", "stuck_share", "layouts"])
 
 
+def of_optimum(rows: pd.DataFrame, keys: list[str], columns: list[str], rng: np.random.Generator) -> pd.DataFrame:
+    """Means of some columns as shares of the optimum by group, each with its interval over layouts.
+
+    Args:
+        rows: columns `seed, optimum`, those of `keys` and `columns`; every optimum above 0.
+        keys: columns to keep apart.
+        columns: what to summarise.
+        rng: of the bootstrap.
+
+    Returns:
+        Columns of `keys`, then `<column>, <column>_low, <column>_high` for each, and `layouts`.
+    """
+    if (rows["optimum"] <= 0).any():
+        raise ValueError("optimum: a share needs an optimum above 0")
+    seed = int(rng.integers(2**63))
+    summary = []
+    for key, part in rows.groupby(keys, sort=False):
+        optima, found = by_layout(part, "optimum"), dict(zip(keys, key, strict=True))
+        for column in columns:
+            shares = (by_layout(part, column) / optima).mean(axis=1, keepdims=True)
+            ends = interval(shares, np.random.default_rng(seed))
+            found |= dict(zip((column, f"{column}_low", f"{column}_high"), ends, strict=True))
+        summary.append(found | {"layouts": len(optima)})
+    return pd.DataFrame(summary)
+
+
 def by_layout(rows: pd.DataFrame, column: str) -> np.ndarray:
     """A column as a matrix, float (L, T): layouts in the order of their names, their rows as they come."""
     names = rows["seed"].to_numpy(dtype=str)

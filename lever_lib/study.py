@@ -13,16 +13,15 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from lever_lib import behaviour, experiment, generalisation, index, library, pi2vec, regressor
 from lever_lib.artifacts import (
     DEEP,
+    LADDER,
     MODEL,
     SCALE,
     STUDY,
@@ -30,7 +29,6 @@ from lever_lib.artifacts import (
     damaged_files,
     file_hash,
     json_hash,
-    replace_folder,
     shown,
     source_hash,
 )
@@ -43,14 +41,15 @@ from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
 from lever_lib.errors import LeverError, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment
 from lever_lib.generalisation import Findings, joined, load_table, save_table
-from lever_lib.params import Deep, Params, available_specs, load_params, resolved
-from lever_lib.regressor import ALL_LAYOUTS, MODEL_FILE, Regressor, Table, training_table
+from lever_lib.ladder import run_ladder
+from lever_lib.params import Params, available_specs, load_params, resolved
+from lever_lib.regressor import ALL_LAYOUTS, MODEL_FILE, TRAINING, Regressor, Table, training_table
 from lever_lib.report import SUMMARY_FILES, Summary, read_summary, summarise_tables
 from lever_lib.scaling import measure_costs
 from lever_lib.search import Retriever
 from lever_lib.search_scale import run_scale
+from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
 
-_CHUNK = 10  # layouts that are trained and asked before their results are put away
 _COSTS, _ROWS, _TRANSFER = "costs_timings.csv", "results.csv", "transfer.csv"
 _FINDINGS = tuple(f"{field.name}.csv" for field in fields(Findings))
 _BEHAVIOUR = tuple(f"{field.name}.csv" for field in fields(Behaviour))
@@ -63,7 +62,7 @@ _ROW_COLUMNS = [
 _READ = ("grid", "seeds", "root_seed", "libraries", "sarsa", "pi2vec", "regressor", "search", "study")
 _SEARCH_READ = ("encoder", "decompose", "candidates", "top_k")
 _MODEL_READ = ("grid", "root_seed", "libraries", "sarsa", "pi2vec")
-_TABLE, _LEARNED, _TRAINING = "table.npz", "learned.npz", "training.npz"
+_TABLE, _LEARNED = "table.npz", "learned.npz"
 
 
 @dataclass(frozen=True)
@@ -170,16 +169,16 @@ def fit_model(outputs: Outputs) -> None:
     entry = outputs.manifest().get(MODEL)
     if entry and entry.get("made_of") == made_of and not damaged_files(outputs.folder, entry):
         return
-    work = _work_folder(outputs, MODEL, made_of)
-    parts = _parts(outputs, list(seeds), work, (_TABLE,), _train_part)
+    work = work_folder(outputs, MODEL, made_of)
+    parts = parts_of(outputs, list(seeds), work, (_TABLE,), _train_part)
     table = joined([load_table(part / _TABLE, _systems(params)) for part in parts])
     sys.stderr.write(f"{outputs.spec}: fitting the regressor on {len(seeds)} layouts\n")
     model = regressor.fit_calibrated(table, params.regressor)
-    draft = _draft(work)
+    draft = new_draft(work)
     about = facts | {"layouts": [seed_name(seed) for seed in seeds]}
     regressor.write_models({ALL_LAYOUTS: model}, about, draft / MODEL_FILE)
-    save_table(table, draft / _TRAINING)
-    _publish(outputs, MODEL, work, {"key": _key(params, _MODEL_READ), "made_of": made_of})
+    save_table(table, draft / TRAINING)
+    publish(outputs, MODEL, work, {"key": _key(params, _MODEL_READ), "made_of": made_of})
 
 
 def _train_part(outputs: Outputs, draft: Path) -> None:
@@ -210,16 +209,16 @@ def run_study(outputs: Outputs) -> Study:
     models, judge = _judge(outputs)
     others = _other_models(outputs)
     made_of = _made_of(params, judge)
-    work = _work_folder(outputs, STUDY, made_of)
+    work = work_folder(outputs, STUDY, made_of)
 
     def ask(part: Outputs, draft: Path) -> None:
         """Everything that is asked of a few layouts; pi2vec itself is studied on the first ones."""
         _ask_part(part, models, draft, part.params.seeds[0] == params.study.first_seed)
 
-    parts = _parts(outputs, list(params.study.test_seeds), work, (*experiment.STAGE.files, _TABLE, _LEARNED), ask)
+    parts = parts_of(outputs, list(params.study.test_seeds), work, (*experiment.STAGE.files, _TABLE, _LEARNED), ask)
     found = [Tables(*(read_table(part / name) for name in experiment.STAGE.files)) for part in parts]
     tables = Tables(*(pd.concat([vars(part)[name] for part in found], ignore_index=True) for name in vars(found[0])))
-    draft = _draft(work)
+    draft = new_draft(work)
     write_tables(summarise_tables(tables, outputs.spec, params.root_seed), draft)
     tables.results[_ROW_COLUMNS].round(4).to_csv(draft / _ROWS, index=False)
     measure_costs(params).to_csv(draft / _COSTS, index=False)
@@ -229,7 +228,7 @@ def run_study(outputs: Outputs) -> Study:
         joined([load_table(part / name, _systems(params)) for part in parts]) for name in (_TABLE, _LEARNED)
     )
     _write_findings(outputs, test, learned, others, draft)
-    _publish(outputs, STUDY, work, {"key": _key(params), "made_of": made_of})
+    publish(outputs, STUDY, work, {"key": _key(params), "made_of": made_of})
     return find_study(outputs)
 
 
@@ -283,7 +282,7 @@ def _write_findings(
     params = outputs.params
     sys.stderr.write(f"{outputs.spec}: judging regressors on {params.study.layouts} layouts\n")
     own = regressor.load_model(outputs).predictor
-    train = load_table(outputs.folder / MODEL / _TRAINING, test.systems)
+    train = load_table(outputs.folder / MODEL / TRAINING, test.systems)
     findings = generalisation.find_out(train, test, learned, own, params.regressor, params.root_seed)
     write_tables(findings, draft)
     models = {
@@ -307,68 +306,6 @@ def _ask_part(outputs: Outputs, models: Regressor, draft: Path, first: bool) -> 
     run_experiment(experiment_jobs(retriever), outputs.params.execution, "composing").write(draft)
 
 
-# ---- work that can be interrupted
-
-
-def _work_folder(outputs: Outputs, what: str, made_of: str) -> Path:
-    """Where unfinished work is kept; work of other params, models or code is thrown away."""
-    work = outputs.folder / f".{what}-{made_of[:16]}"
-    for old in outputs.folder.glob(f".{what}-*"):
-        if old != work:
-            shutil.rmtree(old)
-    (work / "parts").mkdir(parents=True, exist_ok=True)
-    return work
-
-
-def _parts(
-    outputs: Outputs, seeds: list[int], work: Path, files: tuple[str, ...], make: Callable[[Outputs, Path], None]
-) -> list[Path]:
-    """Folders with what was made of a few layouts each; those that are there are not made again.
-
-    Args:
-        outputs: of the spec.
-        seeds: layouts.
-        work: folder of unfinished work.
-        files: that a finished part holds.
-        make: given outputs of its own, to be thrown away, and the folder to write into.
-    """
-    parts = []
-    for chunk in np.array_split(seeds, -(-len(seeds) // _CHUNK)):
-        part = work / "parts" / f"{chunk[0]:04d}-{chunk[-1]:04d}"
-        parts.append(part)
-        if all((part / name).is_file() for name in files):
-            continue
-        sys.stderr.write(f"{outputs.spec}: layouts {part.name}\n")
-        draft = part.with_name(f".{part.name}.writing")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        own = replace(outputs.params, seeds=tuple(chunk.tolist()), deep=Deep())
-        make(Outputs(outputs.spec, own, work / part.name), draft)
-        shutil.rmtree(part, ignore_errors=True)
-        draft.rename(part)
-        shutil.rmtree(work / part.name)
-    return parts
-
-
-def _draft(work: Path) -> Path:
-    draft = work / "draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    return draft
-
-
-def _publish(outputs: Outputs, what: str, work: Path, about: dict[str, str]) -> None:
-    """Put a finished draft in place, enter it in the manifest, and throw the work away."""
-    draft = work / "draft"
-    files = {f"{what}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
-    outputs.forget(what)
-    replace_folder(draft, outputs.folder / what)
-    outputs.enter(what, about | {"root_seed": outputs.params.root_seed, "files": files})
-    done = work.with_name(f"{work.name}.done")  # half deleted it must not be taken for work to go on with
-    work.rename(done)
-    shutil.rmtree(done)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """`python -m lever_lib.study SPEC...`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="run_all.sh study", description="Run the experiment on further layouts.")
@@ -386,6 +323,9 @@ def main(arguments: list[str] | None = None) -> int:
         for outputs in specs:
             study = run_study(outputs)
             sys.stdout.write(f"{outputs.spec}: study of {study.layouts} layouts in {shown(study.folder)}\n")
+        for outputs in specs:
+            run_ladder(outputs)
+            sys.stdout.write(f"{outputs.spec}: the information ladder in {shown(outputs.folder / LADDER)}\n")
         for outputs in specs:
             if run_deep(outputs):
                 sys.stdout.write(f"{outputs.spec}: deep policies in {shown(outputs.folder / DEEP)}\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -44,23 +44,28 @@ def encode(sentences: Sequence[str], encoder: str = EMBEDDED, trust_remote_code:
     return model.encode(list(sentences), normalize_embeddings=True, show_progress_bar=False)
 
 
-def remembered(sentences: Sequence[str], encoder: str, trust_remote_code: bool, file: Path | None) -> np.ndarray:
-    """`encode` with a memory: sentences that were encoded before are looked up, without loading the encoder.
+def remembered(
+    sentences: Sequence[str], reader: str, read: Callable[[list[str]], np.ndarray], width: int, file: Path | None
+) -> np.ndarray:
+    """What a reader makes of sentences; what it made of them before is looked up, without loading it.
 
     Args:
         sentences: at least one.
-        encoder: as in `encode`.
-        trust_remote_code: as in `encode`.
-        file: SQLite database that vectors are kept in, by encoder and sentence; one that cannot be read or written is
-            done without.
+        reader: what made the vectors, with its version: each has a memory of its own.
+        read: from sentences to vectors, float32 (n, W).
+        width: W; a stored vector of another length is done without.
+        file: SQLite database that vectors are kept in; one that cannot be read or written is done without.
+
+    Returns:
+        float32 (n, W).
     """
     if file is None:
-        return encode(sentences, encoder, trust_remote_code)
-    name = hashlib.sha256(f"{encoder}\0{fingerprint(encoder)}".encode()).hexdigest()
-    known = _looked_up(file, name, sentences)
+        return read(list(sentences))
+    name = hashlib.sha256(reader.encode()).hexdigest()
+    known = {text: vector for text, vector in _looked_up(file, name, sentences).items() if vector.shape == (width,)}
     fresh = [sentence for sentence in dict.fromkeys(sentences) if sentence not in known]
     if fresh:
-        vectors = encode(fresh, encoder, trust_remote_code)
+        vectors = read(fresh)
         known |= dict(zip(fresh, vectors, strict=True))
         _keep(file, name, fresh, vectors)
     return np.stack([known[sentence] for sentence in sentences])
@@ -98,10 +103,10 @@ def _keep(file: Path, name: str, sentences: Sequence[str], vectors: np.ndarray) 
 
 
 def fingerprint(encoder: str) -> str | None:
-    """What an index made with an encoder depends on besides its name: the files of a folder."""
+    """What an index made with an encoder depends on besides its name: a folder's files, a cached model's revision."""
     folder = _folder(encoder)
     if folder is None:
-        return None
+        return None if encoder == EMBEDDED or (found := _cached(encoder)) is None else Path(found).parent.name
     found = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         found.update(path.relative_to(folder).as_posix().encode())
@@ -115,25 +120,6 @@ def known_words() -> frozenset[str]:
     """Words that the embedded encoder knows whole: a spelling among them is no misspelling."""
     lines = (minilm.FOLDER / "vocab.txt").read_text(encoding="utf-8").split("\n")
     return frozenset(line for line in lines if line.isalpha())
-
-
-def word_vectors(words: Sequence[str]) -> np.ndarray:
-    """What the embedded encoder knows of words by themselves, before it reads a sentence: unit vectors.
-
-    They come from the first table of the network and need no network to be run, so they cost microseconds where a
-    sentence costs a second of imports and ten milliseconds.
-
-    Returns:
-        float32 (n, 384); zeros for a word without letters.
-    """
-    tokenizer, table = minilm.tokenizer(), minilm.word_table()
-    rows = np.zeros((len(words), table.shape[1]), dtype=np.float32)
-    for number, word in enumerate(words):
-        pieces = tokenizer.encode(word, add_special_tokens=False).ids
-        if pieces:
-            rows[number] = table[pieces].mean(axis=0)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths == 0, 1, lengths)
 
 
 def _folder(encoder: str) -> Path | None:
@@ -150,19 +136,24 @@ def _place(encoder: str) -> str:
         if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
             raise LeverError(f"search.encoder = {encoder!r}: is a folder without a sentence-transformers model")
         return str(folder)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(encoder, "config.json")
-    except HFValidationError:
-        cached = None
-    if not isinstance(cached, str):
+    if _cached(encoder) is None:
         raise LeverError(
             f"search.encoder = {encoder!r}: not on this machine, neither as a folder nor as a model in the cache; "
             f"fetch it once with `hf download {encoder}`, or use {EMBEDDED!r}"
         )
     return encoder
+
+
+def _cached(encoder: str) -> str | None:
+    """Where a model of the hub has its settings on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(encoder, "config.json")
+    except HFValidationError:
+        return None
+    return found if isinstance(found, str) else None
 
 
 @cache

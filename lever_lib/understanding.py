@@ -1,23 +1,23 @@
 """How well questions are understood: the evaluation set, scores on it, and what is fitted on its development part.
 
 `lever_lib/data/queries.csv` holds questions with the objectives that they ask for. They were written one at a time,
-without templates. On the part `development` the vocabulary was tuned and everything here is fitted; the part `test`
-was written by other hands, and is for reporting.
+without templates. From the part `development` the reader learned and everything here is fitted; the part `test` was
+written afterwards by other hands, and is for reporting.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lever_lib.envs.rewards import COMPONENTS, REWARD_SYSTEMS, SINGLE_OBJECTIVES, reward_system
-from lever_lib.recognise import FITTED, features, fitted, recognise
+from lever_lib.recognise import LEARNED, recognise
+from lever_lib.seeding import stream
 from lever_lib.text import encode
 
 QUERIES_FILE = Path(__file__).parent / "data" / "queries.csv"
@@ -36,7 +36,7 @@ def load_queries(part: str) -> pd.DataFrame:
 
 
 def answer_offline(query: str) -> tuple[str, ...]:
-    """Objectives by words."""
+    """Objectives by the network that reads wishes."""
     return recognise(query).objectives
 
 
@@ -161,36 +161,37 @@ def calibrated_gate(encode: Encode) -> float:
     return float(grid[balanced.argmax()])
 
 
-def fit_topic(queries: pd.DataFrame) -> dict[str, Any]:
-    """Weights of the regression that tells whether a sentence is about the world."""
-    from sklearn.linear_model import LogisticRegression  # a second to import, and only needed here
-
-    found = np.stack([features(query) for query in queries["query"]])
-    model = LogisticRegression(C=10.0, max_iter=10_000, class_weight="balanced")
-    model.fit(found, queries["kind"] != "offtopic")
-    return {"weights": model.coef_[0].round(4).tolist(), "intercept": round(float(model.intercept_[0]), 4)}
+def fingerprint(queries: pd.DataFrame) -> str:
+    """Hash of questions and their answers: what the reader was taught."""
+    lines = "\n".join(queries["query"] + "\t" + queries["objectives"])
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def certainty(queries: pd.DataFrame) -> dict[str, float]:
-    """How often mentions are read right, by kind; one right and one wrong are added to what was seen."""
-    counts: dict[str, list[int]] = {}
-    for query, asked in zip(queries["query"], queries["objectives"], strict=True):
-        reading = recognise(query)
-        for mention in reading.mentions if reading.objectives else []:
-            seen = counts.setdefault(mention.kind, [1, 2])
-            seen[0] += mention.wanted == (mention.component in asked.split("-"))
-            seen[1] += 1
-    return {kind: round(right / count, 3) for kind, (right, count) in sorted(counts.items())}
+_EPOCHS, _BATCH, _RATE, _HEAD_RATE = 14, 32, 1e-3, 2e-3
+_BUCKET = 8  # batches whose questions are sorted by length, so that little is filled up
+
+
+def _lessons(queries: pd.DataFrame) -> list[list[tuple[str, np.ndarray]]]:
+    """Batches of questions and what they ask for, epoch after epoch: at random, those of about one length together."""
+    wanted = [np.isin(LEARNED, objectives.split("-")) for objectives in queries["objectives"]]
+    examples = list(zip(queries["query"], wanted, strict=True))
+    rng = stream(0, "recognition")
+    lessons = []
+    for _ in range(_EPOCHS):
+        order = rng.permutation(len(examples))
+        buckets = np.array_split(order, -(-len(order) // (_BATCH * _BUCKET)))
+        alike = np.concatenate([sorted(bucket, key=lambda number: len(examples[number][0])) for bucket in buckets])
+        batches = np.array_split(alike, -(-len(alike) // _BATCH))
+        lessons += [[examples[place] for place in batches[number]] for number in rng.permutation(len(batches))]
+    return lessons
 
 
 def fit() -> None:
-    """Fit what recognition learns from the development part, and write it."""
+    """Teach the reader the development part, and write what it has learned; takes minutes."""
+    from lever_lib.reader import save, train
+
     queries = load_queries("development")
-    found = {"topic": fit_topic(queries), "certainty": {}}
-    for _ in range(2):  # which mentions count depends on the topic
-        FITTED.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        fitted.cache_clear()
-        found["certainty"] = certainty(queries)
+    save(train(_lessons(queries), _RATE, _HEAD_RATE, 0), fingerprint(queries))
 
 
 if __name__ == "__main__":

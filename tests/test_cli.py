@@ -102,7 +102,7 @@ def test_decompose_gives_a_line_per_query(tmp_path):
     assert [answer["confidence"] > 0.5 for answer in answers] == [True, False, False, True]
     evidence = {found["objective"]: found["words"] for found in answers[0]["evidence"]}
     assert evidence == {"path": ["quickly"], "gold": ["gold"]}
-    assert {answer["answered_by"] for answer in answers} == {"vocabulary"}
+    assert {answer["answered_by"] for answer in answers} == {"offline"}
     assert "gold" in lever("decompose", "find coins").stdout
 
 

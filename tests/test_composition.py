@@ -1,13 +1,16 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lever_lib import composition
-from lever_lib.composition import METHODS, Experience, Pool, QTables, Successors, Support, method, prune
+from lever_lib.composition import METHODS, Experience, Pool, QTables, Successors, Support, bounds, method, prune
 from lever_lib.envs.gridworld import BUMP, UNKNOWN, States, layout_from_text, make_layout
 from lever_lib.envs.rewards import EVENTS, reward_system
 from lever_lib.errors import LeverError
+from lever_lib.integer_bounds import upper_bound_by_integers
 from lever_lib.params import load_params
 from lever_lib.planning import optimum, plan
 from lever_lib.policies.base import CellPolicy, successor_table
@@ -16,6 +19,7 @@ from tests.oracle import World
 from tests.worlds import layouts, random_q_tables, systems
 
 ABOVE_NOISE = 1e-6
+RUNG = {0: METHODS["qsum"], 1: METHODS["gpi"], 2: METHODS["switch"], 3: METHODS["exnonzero"]}
 
 
 def pool_of(layout, system, count, seed, visited=0.7):
@@ -85,13 +89,31 @@ def test_gpi_equals_walking_every_continuation(layout, system, count, seed):
 def test_rungs_are_nested_and_regret_parts_are_never_negative(layout, system, count, seed):
     pool = pool_of(layout, system, count, seed)
     members = tuple(range(count))
-    on_support, on_experience = pool.support_return(1, members), pool.support_return(3, members)
+    on_support, on_experience = pool.support_return(RUNG[1], members), pool.support_return(RUNG[3], members)
     best = optimum(layout, system).return_
     assert max(single_returns(pool)) <= on_support + ABOVE_NOISE
     assert on_support <= on_experience + ABOVE_NOISE <= best + 2 * ABOVE_NOISE
     for each in METHODS.values():
         value = evaluate(pool.compose(each, members), layout, system).return_
-        assert value <= pool.support_return(each.rung, members) + ABOVE_NOISE, each.name
+        assert value <= pool.support_return(each, members) + ABOVE_NOISE, each.name
+
+
+@given(layouts(), systems, st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_switching_comes_to_the_best_on_the_support(layout, system, count, seed):
+    pool = pool_of(layout, system, count, seed)
+    members = tuple(range(count))
+    switch, gpi = (evaluate(pool.compose(METHODS[name], members), layout, system).return_ for name in ("switch", "gpi"))
+    assert switch == pytest.approx(pool.support_return(METHODS["switch"], members))
+    assert switch >= gpi - ABOVE_NOISE
+
+
+@given(layouts(), systems, st.integers(0, 2**32 - 1))
+def test_the_more_visits_it_takes_the_less_can_be_had(layout, system, seed):
+    pool = pool_of(layout, system, 2, seed)
+    pool.visits[...] *= 5
+    names = ("exnonzero", "exnonzero-10", "exnonzero-100", "exnonzero-1000", "switch")
+    bounds = [pool.support_return(METHODS[name], (0, 1)) for name in names]
+    assert all(more >= less - ABOVE_NOISE for more, less in pairwise(bounds))
 
 
 @given(layouts(), systems, st.integers(0, 2**32 - 1))
@@ -149,13 +171,13 @@ def test_one_bump_and_then_the_policy(corridor):
 
 def test_a_view_shows_its_rung_and_no_more(corridor):
     pool = pool_of(corridor, reward_system("path-gold"), 3, 0)
-    names = {rung: set(vars(pool.view(rung, (0, 2)))) for rung in range(4)}
+    names = {rung: set(vars(pool.view(RUNG[rung], (0, 2)))) for rung in range(4)}
     assert names[0] == {"q_tables"}
     assert names[1] - names[0] == {"psi", "fixed", "pay"}
     assert names[2] - names[1] == {"transitions", "rewards", "fewest_golds"}
     assert names[3] - names[2] == {"visits", "alpha"}
-    assert [type(pool.view(rung, (0,))) for rung in range(4)] == [QTables, Successors, Support, Experience]
-    view = pool.view(3, (2, 0))
+    assert [type(pool.view(RUNG[rung], (0,))) for rung in range(4)] == [QTables, Successors, Support, Experience]
+    view = pool.view(RUNG[3], (2, 0))
     assert (view.q_tables == pool.q_tables[[2, 0]]).all()
     for part, whole in zip(view.psi, successor_table(corridor, pool.actions), strict=True):
         assert (part == whole[[2, 0]]).all(), "successor features of the candidates, of nobody else"
@@ -165,8 +187,8 @@ def test_a_view_shows_its_rung_and_no_more(corridor):
 def test_transitions_outside_the_support_are_not_handed_out(corridor):
     pool = pool_of(corridor, reward_system("path"), 2, 1, visited=0.3)
     for rung in (2, 3):
-        support = pool.row_support(rung, (0, 1))
-        view = pool.view(rung, (0, 1))
+        support = pool.row_support(RUNG[rung], (0, 1))
+        view = pool.view(RUNG[rung], (0, 1))
         assert (view.transitions.event[~support] == UNKNOWN).all()
         assert (view.transitions.event[support] != UNKNOWN).all()
         assert (view.rewards.fixed[~support] == 0).all()
@@ -183,7 +205,7 @@ def test_the_support_is_greedy_actions_and_what_rungs_0_and_1_did(corridor):
         for cell, action in zip(episode.cells, episode.actions, strict=False):
             expected[cell, action] = True
     assert (support == expected).all()
-    seen = pool.row_support(3, (0, 1))
+    seen = pool.row_support(RUNG[3], (0, 1))
     assert (seen == (expected | (pool.visits.sum(axis=0) > 0))).all()
 
 
@@ -203,7 +225,7 @@ def test_bounds_by_hand(corridor):
     visits[0, 13, 0] = 1  # one cell on to 14: .1 x (-1 + .1 x 99)
     pool = Pool(corridor, reward_system("path"), np.zeros((1, 16, 4)), visits, 0.1)
     pool.q_tables[0, 13, 2] = 1.0  # greedy, so that the support adds nothing here
-    keep, dropped = prune(pool.view(3, (0,)))
+    keep, dropped = prune(pool.view(RUNG[3], (0,)))
     assert not keep[13, 2, 0] & 1, "0.89 is not above 9.9"
     assert keep[13, 2, 0] & 4
     assert dropped == 0, "none of these cells is reached from the start by known moves"
@@ -211,7 +233,7 @@ def test_bounds_by_hand(corridor):
 
 def bounds_by_walking(pool, members):
     """The moves that survive in every state that can be reached, by recursion through the slow world."""
-    support = pool.row_support(3, members)
+    support = pool.row_support(RUNG[3], members)
     visits = pool.total_visits(members)
     survivors = {}
 
@@ -245,12 +267,25 @@ def bounds_by_walking(pool, members):
 @given(layouts(largest=5), systems, st.integers(0, 2**32 - 1))
 def test_bounds_equal_walking_everything(layout, system, seed):
     pool = pool_of(layout, system, 2, seed)
-    keep, _ = prune(pool.view(3, (0, 1)))
+    keep, _ = prune(pool.view(RUNG[3], (0, 1)))
+    support = pool.row_support(RUNG[3], (0, 1))
     for (cell, left, taken), expected in bounds_by_walking(pool, (0, 1)).items():
-        moves = {
-            a for a in range(4) if layout.transitions.event[cell, a] != BUMP and pool.row_support(3, (0, 1))[cell, a]
-        }
+        moves = {a for a in range(4) if layout.transitions.event[cell, a] != BUMP and support[cell, a]}
         assert {a for a in moves if (keep[cell, left, taken] >> a) & 1} == expected
+
+
+@pytest.mark.parametrize("name", ["path", "path-gold", "path-gold-hazard-lever"])
+def test_the_sweep_finds_what_the_integer_program_finds(name):
+    world = layout_from_text("S G .\n. # L\nx . E", "small")
+    view = pool_of(world, reward_system(name), 2, 3).view(RUNG[3], (0, 1))
+    _, upper, _ = bounds(view)
+    assert upper_bound_by_integers(view) == pytest.approx(upper[0, -1, 0], abs=1e-4)
+
+
+def test_an_integer_program_that_would_take_for_ever_is_refused():
+    view = pool_of(make_layout(load_params("8x8").grid, 0), reward_system("path"), 2, 0).view(RUNG[3], (0, 1))
+    with pytest.raises(LeverError, match="choices, at most"):
+        upper_bound_by_integers(view)
 
 
 def test_full_experience_is_planning():
@@ -263,7 +298,7 @@ def test_full_experience_is_planning():
 
 def test_pruning_drops_moves_and_plans_on_the_rest():
     layout = make_layout(load_params("8x8").grid, 0)
-    view = pool_of(layout, reward_system("path"), 2, 0).view(3, (0, 1))
+    view = pool_of(layout, reward_system("path"), 2, 0).view(RUNG[3], (0, 1))
     keep, dropped = prune(view)
     assert 0 < dropped < 1
     every = plan(view.transitions, view.rewards, None, view.fewest_golds)
@@ -282,7 +317,7 @@ def test_the_share_of_dropped_moves_by_hand():
     visits[0, 2, 1] = 1  # one cell on to 5: .1 x (-1 + 99) at most, while down x2 is worth .1 x 99 at least
     pool = Pool(line, reward_system("path"), np.zeros((1, 9, 4)), visits, 0.1)
     pool.q_tables[0, 2, 3] = 1.0
-    keep, dropped = prune(pool.view(3, (0,)))
+    keep, dropped = prune(pool.view(RUNG[3], (0,)))
     assert not keep[2, 0, 0] & 2
     assert dropped == pytest.approx(1 / 6), "one of six moves between the states that can be reached"
 
@@ -297,5 +332,5 @@ def test_a_method_of_ones_own(corridor, monkeypatch):
     assert composition.method("first").compose is first
     with pytest.raises(LeverError, match="rung"):
         composition.register("odd", rung=7)
-    with pytest.raises(LeverError, match="must be one of qsum, gpi, exnonzero"):
+    with pytest.raises(LeverError, match="must be one of qsum, gpi, switch, exnonzero"):
         method("nope")

@@ -56,16 +56,12 @@ def test_what_is_asked_for_and_what_is_waved_away():
     assert (split.objectives, split.sub_queries, split.answered_by) == (("lever",), (), OFFLINE)
     assert [found.words for found in split.evidence] == [("lever",)]
     assert [(found.component, found.words) for found in split.waved_away] == [("gold", ("Gold", "gold"))]
-    assert 0 < split.confidence == split.evidence[0].confidence < 1
+    assert 0.5 < split.confidence == split.evidence[0].confidence <= 1
 
 
 def test_the_least_sure_objective_says_how_sure_a_question_is():
     split = recognised("coins and the levar")
-    assert (
-        split.confidence
-        == min(found.confidence for found in split.evidence)
-        < max(found.confidence for found in split.evidence)
-    )
+    assert split.confidence == min(found.confidence for found in split.evidence)
 
 
 def test_a_question_about_something_else_waves_nothing_away():
@@ -87,7 +83,7 @@ def test_in_one_line_and_for_programs():
 
 POOL = QUERY_CLASSES["trivial"].pool
 GOLD, LEVER, PATH = (COMPONENTS[name].sentence for name in ("gold", "lever", "path"))
-QUERY = "Do whatever a magpie with a bus to catch would do."  # no word of it is in the vocabulary
+QUERY = "Do whatever a magpie with a bus to catch would do."  # no word of it names an objective
 
 
 @pytest.fixture(autouse=True)

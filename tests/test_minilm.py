@@ -43,10 +43,3 @@ def test_of_a_long_text_the_first_256_tokens_are_read(vectors):
 
 def test_an_empty_text_has_a_vector_too():
     np.testing.assert_allclose(np.linalg.norm(minilm.encode([""])), 1, rtol=1e-6)
-
-
-def test_the_word_table_knows_relatives():
-    words = [minilm.tokenizer().token_to_id(word) for word in ("gold", "silver", "pasta")]
-    gold, silver, pasta = minilm.word_table()[words]
-    assert gold @ silver > 0.5 > gold @ pasta
-    assert gold @ gold == pytest.approx(1)

@@ -179,3 +179,35 @@ def test_the_callers_style_is_left_alone_and_notebooks_keep_showing(corridor):
         assert matplotlib.is_interactive()
     finally:
         matplotlib.interactive(False)
+
+
+def test_what_is_lost_is_stacked(tmp_path):
+    rows = [("hybrid", name, lost, 0.0, 0.5, 0.1, 0.0, 0.2) for name, lost in (("qsum", 0.2), ("gpi", 0.1))]
+    ends = ["coverage_low", "coverage_high", "composition", "composition_low", "composition_high"]
+    figure = plots.regret_parts(pd.DataFrame(rows, columns=["strategy", "method", "coverage", *ends]), "lost")
+    bars = figure.axes[0].patches
+    places = [(bar.get_x(), bar.get_width()) for bar in bars]
+    np.testing.assert_allclose(places, [(0, 20), (0, 10), (20, 10), (10, 10)])
+    assert legend_of(figure) == ["coverage: the policies lack it", "composition: the composer lost it"]
+
+
+def test_every_change_of_a_library_has_its_panel():
+    rows = [
+        (change, value, method, 0.5, 0.4, 0.6)
+        for change, values in (("snapshots", (1, 2)), ("budget", ("X1", "X5", "X10")))
+        for value in values
+        for method in ("gpi", "switch")
+    ]
+    changes = pd.DataFrame(rows, columns=["change", "value", "method", "share", "low", "high"])
+    figure = plots.library_changes(changes, {"snapshots": "kept", "budget": "episodes"}, "changes")
+    assert [axes.get_xlabel() for axes in figure.axes[:2]] == ["kept", "episodes"]
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["X1", "X5", "X10"]
+    assert legend_of(figure) == ["gpi", "switch"]
+
+
+def test_each_judge_has_a_line_in_the_panel_of_each_method():
+    rows = [(method, judge, k, 0.01 * k, 0, 0.1) for method in ("qsum", "gpi") for judge in "ab" for k in (1, 2)]
+    columns = ["method", "judge", "k", "regret", "regret_low", "regret_high"]
+    figure = plots.choice_by_judge(pd.DataFrame(rows, columns=columns), "choice")
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [pytest.approx([1, 2])] * 2
+    assert legend_of(figure) == ["a", "b"]

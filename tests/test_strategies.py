@@ -78,7 +78,7 @@ def test_what_acts_alike_is_composed_once(corridor, monkeypatch):
     monkeypatch.setattr(
         Pool,
         "compose",
-        lambda self, method, members: composed.append(members) or method.compose(self.view(method.rung, members)),
+        lambda self, method, members: composed.append(members) or method.compose(self.view(method, members)),
     )
     embedder = Embedder(corridor, start_state(corridor), feature_tables(corridor), Pi2Vec(gamma=0.9))
     predictor = indifferent(4)

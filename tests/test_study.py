@@ -2,16 +2,30 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from lever_lib import artifacts, behaviour, experiment, generalisation, regressor, report, scaling, study
+from lever_lib import (
+    artifacts,
+    behaviour,
+    experiment,
+    generalisation,
+    ladder,
+    regressor,
+    report,
+    scaling,
+    study,
+    unfinished,
+)
 from lever_lib.artifacts import Outputs, read_manifest
 from lever_lib.columns import column_dictionary
+from lever_lib.composition import METHODS
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.library import build_library
 from lever_lib.params import Deep, Sarsa, Study
 from lever_lib.regressor import ALL_LAYOUTS
+from lever_lib.report import REFERENCES
 
 STUDY = Study(first_seed=50, layouts=6, training_first_seed=300, training_layouts=6)
 
@@ -23,7 +37,7 @@ def studied(smoke, smoke_params, smoke_outputs, tmp_path_factory):
     shutil.copytree(smoke_outputs.folder, root / "smoke")
     outputs = Outputs("smoke", replace(smoke_params, study=STUDY, deep=Deep(steps=1)), root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "_CHUNK", 3)
+        patch.setattr(unfinished, "_CHUNK", 3)
         patch.setattr(scaling, "_SIZES", (6,))
         patch.setattr(scaling, "_POLICIES", (5,))
         patch.setattr(scaling, "_CANDIDATES", (1, 2))
@@ -102,6 +116,27 @@ def test_every_column_of_a_study_is_explained(studied):
     known = known[known["table"].str.startswith("study/")]
     found = {f"study/{path.name}": list(pd.read_csv(path)) for path in studied[1].folder.iterdir()}
     assert {name: columns.tolist() for name, columns in known.groupby("table")["column"]} == found
+
+
+def test_the_ladder_is_climbed_on_the_layouts_of_the_study(studied, monkeypatch):
+    outputs, found = studied
+    climbed = ladder.run_ladder(outputs)
+    assert climbed.layouts == found.layouts
+    shares = climbed.shares.query("library == 'all' and query_class == 'all' and setup == 'all'")
+    assert set(shares["method"]) == {*METHODS, *REFERENCES}
+    for name, table in vars(climbed).items():
+        assert list(table) == column_dictionary(f"ladder/{name}.csv").index.tolist()
+    whole = climbed.regret.query("library == 'all' and query_class == 'all' and setup == 'all'")
+    parts = whole.set_index(["strategy", "method"])[["coverage", "composition"]].sum(axis=1)
+    lost = 1 - shares.set_index(["strategy", "method"])["share"].reindex(parts.index)
+    np.testing.assert_allclose(parts, lost, atol=1e-5)
+    exact = climbed.selection.query("judge == 'exact on recordings'")
+    assert (climbed.selection["regret"] >= -1e-9).all()
+    assert (exact[exact["k"] == exact["k"].max()]["regret"] < 1e-6).all(), "he who knows everything loses nothing"
+    assert set(climbed.selection["judge"]) == {"ours", "published", "exact on recordings"}
+    monkeypatch.setattr(ladder, "answers", None)
+    assert ladder.run_ladder(outputs).shares.equals(climbed.shares), "nothing is left to do"
+    assert not list(outputs.folder.glob(".ladder*")), "nothing unfinished is left"
 
 
 def test_a_finished_study_needs_nothing_that_git_does_not_keep(studied, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from lever_lib import minilm, text
 from lever_lib.artifacts import ROOT
 from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.errors import LeverError
-from lever_lib.text import EMBEDDED, encode, fingerprint, known_words, remembered, word_vectors
+from lever_lib.text import EMBEDDED, encode, fingerprint, known_words, remembered
 
 
 def test_unit_vectors_and_known_cosines():
@@ -97,7 +97,7 @@ def forgetful(monkeypatch):
     """Counts what the encoder is asked, by sentence."""
     asked = []
 
-    def counted(sentences, encoder, trust_remote_code):
+    def counted(sentences):
         asked.extend(sentences)
         return minilm.encode(sentences)
 
@@ -106,7 +106,7 @@ def forgetful(monkeypatch):
 
 
 def recall(sentences, file, encoder=EMBEDDED):
-    return remembered(sentences, encoder, False, file)
+    return remembered(sentences, f"{encoder} {fingerprint(encoder)}", text.encode, 384, file)
 
 
 def test_what_was_encoded_once_is_remembered(memory, forgetful):
@@ -167,9 +167,14 @@ def test_a_file_in_the_place_of_the_folder_costs_no_answer(memory, forgetful):
     assert np.array_equal(recall(["gold"], memory), minilm.encode(["gold"]))
 
 
-def test_words_have_vectors_before_any_sentence_is_read():
-    gold, silver, pasta, nothing = word_vectors(["gold", "silver", "pasta", ""])
-    assert gold @ silver > 0.5 > gold @ pasta
-    np.testing.assert_allclose([gold @ gold, nothing @ nothing], [1, 0], atol=1e-6)
+def test_the_encoder_knows_words_and_no_misspellings():
     assert {"gold", "switch"} <= known_words()
     assert "tresure" not in known_words()
+
+
+def test_a_stored_vector_of_another_length_is_done_without(memory, forgetful):
+    recall(["gold"], memory)
+    with sqlite3.connect(memory) as database:
+        database.execute("UPDATE vectors SET vector = ?", (np.zeros(3, np.float32).tobytes(),))
+    database.close()
+    assert np.array_equal(recall(["gold"], memory), minilm.encode(["gold"]))

