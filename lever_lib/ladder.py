@@ -45,7 +45,7 @@ from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
 FILES = ("shares.csv", "regret.csv", "selection.csv", "library.csv")
 _PARTS = ("answers.csv", "chosen.csv", "changed.csv")
 ASKED = ("path-gold", "path-gold-hazard", "path-gold-hazard-lever")
-COMPOSED = ("qsum", "gpi", "switch", "exnonzero-100", "exnonzero")
+COMPOSED = ("qsum", "softmax", "gpi", "switch", "exnonzero-100", "exnonzero")
 _FINEST = 20  # snapshots of a training
 _SNAPSHOTS = (1, 2, 5, 10, 20)
 _SYSTEMS = (2, 4, 6, 8)  # reward systems of the library, from single objectives to composites
@@ -53,7 +53,7 @@ _HAZARDS = (1, 2, 3)  # times as many as in the spec
 _READ = ("grid", "root_seed", "libraries", "sarsa", "pi2vec", "study")
 # Two more objectives, so that six can be asked for.
 FURTHER = {
-    "tidy": Component("Leave no gold behind when you tidy up.", {"step": -0.1, "exit_all_gold": 100.0}, words="tidy*"),
+    "tidy": Component("Tidy up before the exit.", {"step": -0.1, "exit_all_gold": 100.0}, words="tidy*|tidie*"),
     "stroll": Component("Take a long walk before the exit.", {"step": 2.0, "exit": 10.0}, words="stroll*|long walk"),
 }
 

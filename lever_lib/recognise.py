@@ -2,8 +2,8 @@
 
 Two readers decide together, neither of which needs a connection. A grammar (`lever_lib.grammar`) finds the words that
 speak of an objective and counts what turns them round; a network (`lever_lib.reader`) takes the sentence as a whole.
-They go wrong in different places, so together they are right more often than either. Somebody's own objectives, which
-the network was not taught, are the grammar's alone.
+They go wrong in different places, so together they are right more often than either. Sentences that speak of somebody's
+own objectives, which the network was not taught, are the grammar's alone.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def recognise(text: str, memory: Path | None = None) -> Reading:
         memory: file of sentences read before, as in `text.remembered`.
     """
     found = mentions(text)
-    odds = dict.fromkeys(COMPONENTS, 0.0)  # somebody's own objectives: the network was not taught these
-    if any(character.isalnum() for character in text):
+    odds = dict.fromkeys(COMPONENTS, 0.0)
+    taught = all(mention.component in LEARNED for mention in found)
+    if taught and any(character.isalnum() for character in text):
         odds |= dict(zip(LEARNED, _read(_LONE.sub(" ", text), memory), strict=True))
     return Reading(found, {name: _chance(odds[name] + _opinion(found, name)) for name in COMPONENTS})
 

@@ -24,7 +24,7 @@ from lever_lib.stats import of_optimum
 from lever_lib.strategies import combinations
 
 OURS, EXACT = "ours", "exact on recordings"
-_METHODS = ("qsum", "gpi")  # above these, combinations hardly differ
+_METHODS = ("qsum", "softmax", "gpi")  # above these, combinations hardly differ
 _TOGETHER = 64
 _CENT = 0.005
 

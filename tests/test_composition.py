@@ -121,8 +121,10 @@ def test_composing_a_policy_with_itself_changes_nothing(layout, system, seed):
     pool = pool_of(layout, system, 1, seed)
     twice = Pool(layout, system, np.repeat(pool.q_tables, 2, 0), np.repeat(pool.visits, 2, 0), 0.1)
     alone = single_returns(pool)[0]
-    qsum, gpi = (evaluate(twice.compose(METHODS[name], (0, 1)), layout, system).return_ for name in ("qsum", "gpi"))
-    assert qsum == alone
+    qsum, softmax, gpi = (
+        evaluate(twice.compose(METHODS[name], (0, 1)), layout, system).return_ for name in ("qsum", "softmax", "gpi")
+    )
+    assert qsum == softmax == alone
     assert gpi >= alone - ABOVE_NOISE
     assert gpi == evaluate(pool.compose(METHODS["gpi"], (0,)), layout, system).return_
 
@@ -200,7 +202,7 @@ def test_the_support_is_greedy_actions_and_what_rungs_0_and_1_did(corridor):
     expected = np.zeros_like(support)
     for actions in pool.actions:
         expected[np.arange(16), actions] = True
-    for name in ("qsum", "gpi"):
+    for name in ("qsum", "softmax", "gpi"):
         episode = evaluate(pool.compose(METHODS[name], (0, 1)), corridor, pool.system)
         for cell, action in zip(episode.cells, episode.actions, strict=False):
             expected[cell, action] = True
@@ -215,6 +217,15 @@ def test_qsum_adds_and_ties_go_to_the_lowest_action(corridor):
     composed = pool.compose(METHODS["qsum"], (0, 1))
     assert composed.actions[0] == 3, "2 + 2 beats 3 + 0"
     assert composed.actions[1] == 0
+
+
+def test_softmax_does_not_care_in_what_a_q_table_counts(corridor):
+    pool = pool_of(corridor, reward_system("path-gold"), 3, 5)
+    scaled = Pool(corridor, pool.system, pool.q_tables * np.array([1, 50, 0.02])[:, None, None] + 7, pool.visits, 0.1)
+    first, second = (each.compose(METHODS["softmax"], (0, 1, 2)).actions for each in (pool, scaled))
+    assert (first == second).all()
+    loud = Pool(corridor, pool.system, pool.q_tables * np.array([1, 1e6, 1])[:, None, None], pool.visits, 0.1)
+    assert (loud.compose(METHODS["qsum"], (0, 1, 2)).actions == loud.actions[1]).all(), "the sum follows the loudest"
 
 
 def test_bounds_by_hand(corridor):
@@ -332,5 +343,5 @@ def test_a_method_of_ones_own(corridor, monkeypatch):
     assert composition.method("first").compose is first
     with pytest.raises(LeverError, match="rung"):
         composition.register("odd", rung=7)
-    with pytest.raises(LeverError, match="must be one of qsum, gpi, switch, exnonzero"):
+    with pytest.raises(LeverError, match="must be one of qsum, softmax, gpi, switch, exnonzero"):
         method("nope")

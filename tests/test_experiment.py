@@ -20,7 +20,8 @@ KEY = ["spec", "library", "seed", "query_class", "setup", "query", "strategy", "
 RESULTS = [
     *KEY,
     *("rung", "policies", "return", "optimum", "support_return", "scratch_return", "best_single_return"),
-    *("predicted_return", "coverage_regret", "composition_regret", "combinations", "stuck"),
+    *("predicted_return", "coverage_regret", "composition_regret"),
+    *("certificate_estimate", "certificate_lower", "certificate_upper", "combinations", "stuck"),
 ]
 TIMINGS = [
     *KEY,
@@ -50,6 +51,14 @@ def test_regret_splits_exactly_and_is_never_negative(tables):
     parts = results["coverage_regret"] + results["composition_regret"]
     assert ((results["optimum"] - results["return"]) - parts).abs().max() < 1e-6
     assert ((results["optimum"] - results["support_return"]) - results["coverage_regret"]).abs().max() < 1e-6
+
+
+def test_what_is_promised_is_kept(tables):
+    results = tables[0]
+    assert (results["certificate_lower"] <= results["return"] + 1e-6).all()
+    assert (results["optimum"] <= results["certificate_upper"] + 1e-6).all()
+    above = results[results["rung"] > 0]
+    assert (above["certificate_estimate"] <= above["return"] + 1e-6).all()
 
 
 def test_gpi_is_never_below_the_best_policy_it_was_made_of(tables):
@@ -215,7 +224,7 @@ def test_same_params_same_bytes_on_one_worker_or_two(smoke, smoke_outputs, smoke
     params = replace(smoke_params, execution=Execution(workers=2))
     build_everything(params, Outputs("smoke", params, tmp_path))
     first, second = digests(smoke_outputs.folder), digests(tmp_path / "smoke")
-    assert len(first) == 25
+    assert len(first) == 26
     assert first == second
 
 
@@ -241,6 +250,6 @@ def test_with_a_network_for_exact_embeddings_the_whole_pipeline_runs(smoke, smok
     spread = true.std(axis=0)
     error = np.abs(learned.embeddings.embeddings[mine] - true)[:, spread > 1e-6] / spread[spread > 1e-6]
     assert 0 < np.median(error) < 0.05
-    assert len(results) == 6 * 4 * 3 * 3
+    assert len(results) == 6 * 4 * len(METHODS) * 3
     assert np.isfinite(results["predicted_return"]).all()
     assert (results["return"] <= results["optimum"] + 1e-9).all()

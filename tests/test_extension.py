@@ -141,7 +141,8 @@ def test_the_experiment_takes_a_registered_method_along(opened, average, workers
     parts = run_jobs(run_job, jobs, Execution(workers=workers), "test", threads=False)
     rows = [row for part in parts for row in part["results"]]
     methods = {row["method"] for row in rows}
-    assert methods == {"qsum", "gpi", "exnonzero", "average"}
+    assert methods == set(composition.METHODS)
+    assert "average" in methods
     by_key = {(row["seed"], row["library"], row["setup"], row["strategy"], row["query_class"], row["method"]): row
               for row in rows}  # fmt: skip
     for (*key, method), row in by_key.items():
