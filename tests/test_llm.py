@@ -278,10 +278,10 @@ def test_the_time_is_for_the_whole_conversation(access, step):
     with LLMServer(says('{"n": 8}'), fails(500, "on fire", retry_after="0.7"), step) as server:
         access(server.url)
         start = time.monotonic()
-        line = refusal(timeout_s=0.9, tries=9)
-    assert 0.9 <= time.monotonic() - start < 1.5
+        line = refusal(timeout_s=1.6, tries=9)  # so long that a busy machine gets to the third request
+    assert 1.6 <= time.monotonic() - start < 2.4
     assert len(server.requests) == 3
-    assert "no answer within timeout_s = 0.9" in line
+    assert "no answer within timeout_s = 1.6" in line
     assert "raise timeout_s" in line
 
 

@@ -17,6 +17,7 @@ from lever_lib.experiment import read_table
 from lever_lib.notebooks import numbered_notebooks
 from lever_lib.params import Execution, load_params, parse_params
 from lever_lib.report import overall, pooled_averages
+from lever_lib.understanding import answer_offline, evaluate, load_queries
 
 TEXT = (ROOT / "README.md").read_text()
 
@@ -153,3 +154,28 @@ def test_its_embeddings_are_those_of_the_committed_studies(learner):
         speed = f"{costs['policies_per_second']:.3g}"
         cells.append(f"{results['relative_error']:.1%}, {results['nearest']:.0%}, {speed}")
     assert told(f"ψ learned, {learner}")[1:] == cells
+
+
+@pytest.mark.parametrize(("row", "strategy", "method"), [
+    ("rung 0, `qsum`", "hybrid", "qsum"), ("rung 0, `softmax`", "hybrid", "softmax"),
+    ("rung 1, `gpi`, h", "hybrid", "gpi"), ("rung 1, `gpi`, whole", "library", "gpi"),
+    ("rung 2, `switch`", "library", "switch"),
+    ("rung 3, `exnonzero-1000`", "library", "exnonzero-1000"), ("rung 3, `exnonzero`", "library", "exnonzero"),
+])  # fmt: skip
+def test_its_ladder_is_that_of_the_committed_tables(row, strategy, method):
+    cells = []
+    for spec in SPECS:
+        shares = overall(pd.read_csv(ROOT / "outputs" / spec / "ladder" / "shares.csv"))
+        mine = shares.query("strategy == @strategy and method == @method").iloc[0]
+        assert mine["layouts"] == 50
+        cells.append(f"{mine['share']:.3f} [{mine['low']:.3f}, {mine['high']:.3f}]")
+    assert told(row)[2:] == cells
+
+
+def test_its_understood_questions_are_those_of_the_evaluation_set():
+    scores = evaluate(load_queries("test"), answer_offline).with_overall()
+    rows = ["one objective", "two", "three", "all four", "none of them", "something else altogether", "all of these"]
+    for start, (_, mine) in zip(rows, scores.iterrows(), strict=True):
+        told_of = told(f"{start} |")[1:3]
+        share = f"{mine['exact']:.3f} [{mine['low']:.3f}, {mine['high']:.3f}]"
+        assert told_of == [str(int(mine["questions"])), f"**{share}**" if start == "all of these" else share]
