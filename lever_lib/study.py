@@ -50,7 +50,7 @@ from lever_lib.search import Retriever
 from lever_lib.search_scale import run_scale
 from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
 
-_COSTS, _ROWS, _TRANSFER = "costs_timings.csv", "results.csv", "transfer.csv"
+_COSTS, _ROWS, _TRANSFER = "costs_timings.csv", "results.parquet", "transfer.csv"
 _FINDINGS = tuple(f"{field.name}.csv" for field in fields(Findings))
 _BEHAVIOUR = tuple(f"{field.name}.csv" for field in fields(Behaviour))
 _FILES = (*SUMMARY_FILES, *_FINDINGS, *_BEHAVIOUR, _ROWS, _COSTS, _TRANSFER)
@@ -220,7 +220,7 @@ def run_study(outputs: Outputs) -> Study:
     tables = Tables(*(pd.concat([vars(part)[name] for part in found], ignore_index=True) for name in vars(found[0])))
     draft = new_draft(work)
     write_tables(summarise_tables(tables, outputs.spec, params.root_seed), draft)
-    tables.results[_ROW_COLUMNS].round(4).to_csv(draft / _ROWS, index=False)
+    tables.results[_ROW_COLUMNS].round(4).to_parquet(draft / _ROWS, index=False)
     measure_costs(params).to_csv(draft / _COSTS, index=False)
     for name in _BEHAVIOUR:
         shutil.copy(parts[0] / name, draft / name)

@@ -73,7 +73,7 @@ def studied(smoke, smoke_params, smoke_outputs, tmp_path_factory):
 def test_a_study_is_the_experiment_on_other_layouts(studied, smoke, smoke_params, tmp_path):
     outputs, found = studied
     assert found.layouts == 6
-    rows = pd.read_csv(found.folder / "results.csv", dtype={"seed": str})
+    rows = pd.read_parquet(found.folder / "results.parquet")
     assert sorted(rows["seed"].unique()) == ["0050", "0051", "0052", "0053", "0054", "0055"]
     params = replace(smoke_params, seeds=(53, 54, 55))
     library = build_library(params, Outputs("smoke", params, tmp_path))
@@ -114,7 +114,8 @@ def test_a_run_can_use_the_model_of_the_study(studied, smoke, tmp_path):
 def test_every_column_of_a_study_is_explained(studied):
     known = column_dictionary()
     known = known[known["table"].str.startswith("study/")]
-    found = {f"study/{path.name}": list(pd.read_csv(path)) for path in studied[1].folder.iterdir()}
+    read = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    found = {f"study/{path.name}": list(read[path.suffix](path)) for path in studied[1].folder.iterdir()}
     assert {name: columns.tolist() for name, columns in known.groupby("table")["column"]} == found
 
 
