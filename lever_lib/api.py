@@ -15,7 +15,7 @@ import pandas as pd
 from lever_lib import additions, index, library, pi2vec, regressor
 from lever_lib.artifacts import Outputs
 from lever_lib.certificate import Certificate, Outlook, certify, outlook
-from lever_lib.composition import Pool
+from lever_lib.composition import Method, Pool
 from lever_lib.composition import method as find_method
 from lever_lib.decompose import Decomposition, decompose
 from lever_lib.envs.gridworld import ACTION_NAMES, Layout, layout_from_text, make_layout
@@ -31,7 +31,7 @@ from lever_lib.queries import QUERY_CLASSES
 from lever_lib.recipe import Recipe
 from lever_lib.rollout import Outcome, Policy, evaluate
 from lever_lib.search import Filters, Retriever, Scope
-from lever_lib.strategies import choose, combinations
+from lever_lib.strategies import Choice, choose, combinations
 from lever_lib.text import encode, fingerprint, remembered
 
 if TYPE_CHECKING:
@@ -174,8 +174,7 @@ class OpenLibrary:
         count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
         layout = self.library.layout(self.params.seeds[0] if seed is None else seed)
         name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
-        scope = Scope(layout.name, name, ())
-        split, system, found = self._find(query, scope, how, count, filter_energy, filters)
+        split, system, found = self._find(query, Scope(layout.name, name, ()), how, count, filter_energy, filters)
         pool, rows = self._pool(layout, name, system, found)
         local = {row: position for position, row in enumerate(rows)}
         combos = combinations(
@@ -186,30 +185,37 @@ class OpenLibrary:
         )
         predictor = self.retriever.regressor.for_layout(layout.name)
         choice = choose(pool, composer, combos, self.retriever.embeddings.embedder(layout), predictor)
+        judged = self._judged(pool, rows, composer, choice)
+        return Answer(query, system.name, split, found, layout=layout, **judged, seconds=time.perf_counter() - started)
+
+    def _judged(self, pool: Pool, rows: np.ndarray, composer: Method, choice: Choice) -> dict[str, Any]:
+        """Everything an answer says of the policy that was chosen.
+
+        Args:
+            pool: that it was chosen from.
+            rows: of the library, of the pool's policies.
+            composer: how it was composed.
+            choice: what was chosen.
+        """
+        layout, system, members = pool.layout, pool.system, list(choice.members)
         outcome = evaluate(choice.policy, layout, system)
-        half = predictor.half_width(system)
-        members = list(choice.members)
         names = tuple(self.library.policies["policy_id"].iloc[rows[members]])
-        recipe = Recipe(layout, system, composer.name, names, pool.q_tables[members], pool.visits[members], pool.alpha)
-        return Answer(
-            query=query,
-            setup=system.name,
-            split=split,
-            candidates=found,
-            policy_ids=names,
-            policy=choice.policy,
-            recipe=recipe,
-            return_=outcome.return_,
-            optimum=optimum(layout, system).return_,
-            predicted_return=choice.predicted_return,
-            predicted_interval=(choice.predicted_return - half, choice.predicted_return + half),
-            certificate=certify(pool, composer, choice.members, choice.policy),
-            outlook=outlook(pool),
-            stuck=outcome.stuck,
-            cells=outcome.cells,
-            layout=layout,
-            seconds=time.perf_counter() - started,
-        )
+        half = self.retriever.regressor.for_layout(layout.name).half_width(system)
+        return {
+            "policy_ids": names,
+            "policy": choice.policy,
+            "recipe": Recipe(
+                layout, system, composer.name, names, pool.q_tables[members], pool.visits[members], pool.alpha
+            ),
+            "return_": outcome.return_,
+            "optimum": optimum(layout, system).return_,
+            "predicted_return": choice.predicted_return,
+            "predicted_interval": (choice.predicted_return - half, choice.predicted_return + half),
+            "certificate": certify(pool, composer, choice.members, choice.policy),
+            "outlook": outlook(pool),
+            "stuck": outcome.stuck,
+            "cells": outcome.cells,
+        }
 
     def _others(self, rows: np.ndarray, system: RewardSystem, filters: Filters | None) -> list[int]:
         """What `library` composes: all but what was trained for the question itself."""

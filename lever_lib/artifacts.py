@@ -41,7 +41,7 @@ LASTING = (STUDY, MODEL, DEEP, SCALE, LADDER, ADDED)
 PUBLISHED = (
     "composition/*.csv",
     "results/*",
-    "figures/*",
+    "figures/*.png",
     "notebooks/*.ipynb",
     "study/*",
     "model/*.safetensors",
@@ -241,22 +241,11 @@ class Outputs:
         for up in stage.upstream:
             self.require_files(up) if stage.from_published else self.require(up)
         key = self.key(stage)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{stage.name}.writing"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        try:
+        with self._drafted(stage.name, {"key": key}) as draft:
             yield draft
             missing = [name for name in stage.files if not (draft / name).is_file()]
             if missing:
                 raise MissingArtifactError(f"stage {stage.name} did not write {', '.join(missing)}")
-            written = sorted(path for path in draft.rglob("*") if path.is_file())
-            files = {f"{stage.name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
-            self.forget(stage.name)
-            replace_folder(draft, self.folder / stage.name)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        self.enter(stage.name, {"key": key, "root_seed": self.params.root_seed, "files": files})
 
     @contextmanager
     def writing_lasting(self, name: str, key: str, made_of: str) -> Iterator[Path]:
@@ -269,19 +258,29 @@ class Outputs:
             key: of the params that it depends on.
             made_of: hash of everything that it comes from.
         """
+        with self._drafted(name, {"key": key, "made_of": made_of}) as draft:
+            yield draft
+
+    def made_of(self, name: str) -> str | None:
+        """Hash of everything that something lasting came from; None if there is nothing."""
+        return self.manifest().get(name, {}).get("made_of")
+
+    @contextmanager
+    def _drafted(self, name: str, about: dict[str, str]) -> Iterator[Path]:
+        """A temporary folder that takes the place of folder `name` on leaving, and is entered in the manifest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".{name}.writing"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         try:
             yield draft
-            files = {f"{name}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
+            written = sorted(path for path in draft.rglob("*") if path.is_file())
+            files = {f"{name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
             self.forget(name)
             replace_folder(draft, self.folder / name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        about = {"key": key, "made_of": made_of, "root_seed": self.params.root_seed}
-        self.enter(name, about | {"files": files})
+        self.enter(name, about | {"root_seed": self.params.root_seed, "files": files})
 
     def enter(self, name: str, entry: dict[str, Any]) -> None:
         """Add an entry to the manifest, and put the resolved params beside it."""

@@ -211,6 +211,11 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
+def everyday_methods() -> tuple[Method, ...]:
+    """All methods but the stricter variants of another: how often to believe is a question of its own (`ladder`)."""
+    return tuple(method for method in METHODS.values() if method.least_visits == 1)
+
+
 def prune(view: Experience) -> tuple[np.ndarray, float]:
     """Moves that survive the bounds of ExNonZeroDiscount; see `bounds`.
 

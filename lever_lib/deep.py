@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from lever_lib.artifacts import DEEP, Outputs, json_hash, source_hash
-from lever_lib.composition import METHODS, Pool
+from lever_lib.composition import Pool, everyday_methods
 from lever_lib.envs.features import feature_tables
 from lever_lib.envs.gridworld import Layout, States, make_layout
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
@@ -80,8 +80,8 @@ def run_deep(outputs: Outputs) -> Deep | None:
     if not params.deep.steps:
         return None
     made_of = json_hash([_key(params), source_hash("lever_lib.deep")])
-    known, entry = find_deep(outputs), outputs.manifest().get(DEEP, {})
-    if known and entry.get("made_of") == made_of:
+    known = find_deep(outputs)
+    if known and outputs.made_of(DEEP) == made_of:
         return known
     layouts = [make_layout(params.grid, seed) for seed in params.deep.seeds]
     sys.stderr.write(f"{outputs.spec}: black boxes\n")
@@ -221,7 +221,7 @@ def _composition(params: Params, layouts: list[Layout], records: list[PolicyReco
                 everything = [row for row, r in enumerate(mine) if r.setup != query.setup]
                 best = optimum(layout, system).return_
                 for strategy, members in (("direct", direct), ("library", everything)):
-                    for method in METHODS.values():
+                    for method in everyday_methods():
                         found = evaluate(pool.compose(method, tuple(members)), layout, system)
                         about = (name, layout.name, query.query_class, query.setup, strategy, method.name)
                         rows.append((*about, found.return_, best, found.stuck))

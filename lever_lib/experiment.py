@@ -15,7 +15,7 @@ from lever_lib import index, pi2vec, regressor
 from lever_lib import library as library_stage
 from lever_lib.artifacts import Outputs, Stage
 from lever_lib.certificate import certify
-from lever_lib.composition import METHODS, Method, Pool
+from lever_lib.composition import METHODS, Method, Pool, everyday_methods
 from lever_lib.decompose import decompose
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
@@ -267,7 +267,7 @@ def _experiment_job(retriever: Retriever, name: str, seed: str, plans: list[_Que
         alpha=library.params.sarsa.alpha,
         top_k=library.params.search.top_k,
         most=library.params.search.candidates,
-        methods=tuple(METHODS.values()),
+        methods=everyday_methods(),
         asked=[_ask(retriever, plan, Scope(seed, name, ()), policies, local) for plan in plans],
     )
 

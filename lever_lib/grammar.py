@@ -90,6 +90,7 @@ class _Words:
 
     @classmethod
     def of(cls, text: str, grammar: Grammar) -> _Words:
+        """Take a sentence apart."""
         words = cls(text, [], [])
         for found in _PIECES.finditer(text.replace("\u2019", "'")):
             for part in grammar.written_out(_DRAWN_OUT.sub(r"\1", found.group().lower())):

@@ -123,8 +123,8 @@ def run_ladder(outputs: Outputs) -> Ladder:
     params = outputs.params
     model = load_model(outputs)
     made_of = json_hash([_key(params), file_hash(model.path), source_hash("lever_lib.ladder")])
-    known, entry = find_ladder(outputs), outputs.manifest().get(LADDER, {})
-    if known is not None and entry.get("made_of") == made_of:
+    known = find_ladder(outputs)
+    if known and outputs.made_of(LADDER) == made_of:
         return known
     judge = Regressor({ALL_LAYOUTS: model.predictor}, pd.DataFrame(), pd.DataFrame())
     published = _published(outputs)

@@ -251,6 +251,7 @@ class _Endpoint:
         box: SimpleQueue[_Answer | _Failure | Exception] = SimpleQueue()
 
         def work() -> None:
+            """Put the answer, or whatever went wrong, into the box."""
             try:
                 box.put(self._request(messages, schema, left + 1))  # to end this thread if closing does not
             except Exception as error:

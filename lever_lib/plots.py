@@ -7,7 +7,7 @@ and their legends stand below, so that a phone shows them at a readable size.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec
 
@@ -486,9 +486,7 @@ def library_changes(changes: pd.DataFrame, labels: dict[str, str], title: str) -
         values, handles = rows["value"].unique(), []
         for method, colour, marker in zip(rows["method"].unique(), PALETTE, MARKERS, strict=False):
             mine = rows[rows["method"] == method]
-            places = np.arange(len(values))
-            axes.fill_between(places, mine["low"], mine["high"], color=colour, alpha=0.15, linewidth=0)
-            handles += axes.plot(places, mine["share"], marker=marker, color=colour, markersize=4, linewidth=1.2)
+            handles += _banded(axes, range(len(values)), mine["share"], mine["low"], mine["high"], colour, marker)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axes.set(xticks=range(len(values)), xticklabels=values, xlabel=label)
     for axes in panels[:, 0]:
@@ -516,9 +514,8 @@ def choice_by_judge(selection: pd.DataFrame, title: str) -> Figure:
         handles = []
         for judge, colour, marker in zip(selection["judge"].unique(), PALETTE, MARKERS, strict=False):
             rows = selection[(selection["method"] == method) & (selection["judge"] == judge)]
-            ends = (100 * rows["regret_low"], 100 * rows["regret_high"])
-            axes.fill_between(rows["k"], *ends, color=colour, alpha=0.15, linewidth=0)
-            handles += axes.plot(rows["k"], 100 * rows["regret"], marker=marker, color=colour, markersize=4.5)
+            regret = (100 * rows[name] for name in ("regret", "regret_low", "regret_high"))
+            handles += _banded(axes, rows["k"], *regret, colour, marker)
         axes.set(xticks=rows["k"], xlabel="k candidates per sub-query")
         axes.set_title(method, fontsize="small")
     panels.flat[0].set_ylabel("selection regret, % of the optimum")
@@ -643,10 +640,7 @@ def k_sweep(sweep: pd.DataFrame, title: str) -> Figure:
         handles = []
         for (_, name), colour, marker in zip(looks, PALETTE, MARKERS, strict=False):
             value = rows["return" if name == "return" else f"{name}_return"]
-            axes.fill_between(
-                rows["k"], rows[f"{name}_low"], rows[f"{name}_high"], color=colour, alpha=0.15, linewidth=0
-            )
-            handles += axes.plot(rows["k"], value, marker=marker, color=colour, markersize=4.5, linewidth=1.2)
+            handles += _banded(axes, rows["k"], value, rows[f"{name}_low"], rows[f"{name}_high"], colour, marker)
         handles += axes.plot(rows["k"], rows["optimum"], color="black", linestyle=":", linewidth=1)
         axes.set(xticks=rows["k"], xlabel="k")
         axes.set_title(method, fontsize="small")
@@ -688,6 +682,20 @@ def growth(costs: pd.DataFrame, exponents: pd.DataFrame, names: dict[str, str], 
     figure.suptitle(title, fontsize="medium")
     _legend_below(figure, handles, list(methods))
     return figure
+
+
+def _banded(
+    axes: Axes,
+    places: Sequence[float],
+    values: pd.Series,
+    low: pd.Series,
+    high: pd.Series,
+    colour: tuple[float, float, float],
+    marker: str,
+) -> list[Line2D]:
+    """A line with its interval as a band; returns the line."""
+    axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+    return axes.plot(places, values, marker=marker, color=colour, markersize=4.5, linewidth=1.2)
 
 
 def _intervals(axes: Axes, summary: pd.DataFrame, group: str, value: str) -> list[Line2D]:

@@ -19,10 +19,13 @@ from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from lever_lib import minilm
+from lever_lib.artifacts import shown
+from lever_lib.errors import LeverError
 from lever_lib.recognise import LEARNED, WEIGHTS
 
 RANK = 16
 _WORD_RANK = 8  # of what is added to the embeddings
+_WORDS = "shifts.words"  # which tokens the stored shifts belong to
 _SCALE = 2.0  # of B A: larger steps at the same learning rate
 _TOGETHER = 64  # sentences in one go
 _ADAPTED = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
@@ -93,7 +96,13 @@ def log_odds(sentences: Sequence[str]) -> np.ndarray:
 @cache
 def _reader() -> Reader:
     reader = Reader()
-    reader.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()}, strict=False)
+    stored = load_file(WEIGHTS)
+    words = stored.pop(_WORDS)
+    learned = {name: value.float() for name, value in stored.items()}
+    learned["shifts"] = torch.zeros_like(reader.shifts).index_copy(0, words, learned["shifts"])
+    if learned.keys() != reader.learned().keys():
+        raise LeverError(f"{shown(WEIGHTS)}: is damaged or of another version; run `python -m lever_lib.understanding`")
+    reader.load_state_dict(learned, strict=False)
     for layer in reader.layers.layers:
         for name in _ADAPTED:
             module, _, weight = name.rpartition(".")
@@ -118,6 +127,8 @@ def trained_on() -> str:
 def save(reader: Reader, source: str) -> None:
     """Write what a reader has learned, in half precision, and what from."""
     found = {name: value.detach().half().contiguous() for name, value in reader.learned().items()}
+    found[_WORDS] = found["shifts"].any(dim=1).nonzero()[:, 0]  # of most words nothing was learned
+    found["shifts"] = found["shifts"][found[_WORDS]]
     save_file(found, WEIGHTS, metadata={"trained_on": source})
     _reader.cache_clear()
 

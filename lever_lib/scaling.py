@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lever_lib.composition import METHODS, Pool
+from lever_lib.composition import Pool, everyday_methods
 from lever_lib.envs.features import feature_count, feature_tables
 from lever_lib.envs.gridworld import States, make_layout
 from lever_lib.envs.rewards import COMPONENTS, EVENTS, REWARD_SYSTEMS, SINGLE_OBJECTIVES, reward_system
@@ -62,7 +62,7 @@ def measure_costs(params: Params) -> pd.DataFrame:
         jobs.append(("k", k, pool, embedder, combinations("hybrid", candidates, k, ())))
     rows = []
     for grows, value, pool, embedder, combos in tqdm(jobs, desc="measuring costs", unit="size"):
-        for method in METHODS.values():
+        for method in everyday_methods():
             composed: list[Policy] = []
             question = (method, combos, [len(combos)], embedder, indifferent(pool.layout.size))
             list(choices(pool.fresh(), *question, composed.append))

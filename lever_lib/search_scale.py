@@ -311,8 +311,8 @@ def run_scale(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     if not params.scale.vectors:
         return None
     made_of = json_hash([_key(params), source_hash("lever_lib.search_scale")])
-    known, entry = find_scale(outputs), outputs.manifest().get(SCALE, {})
-    if known and entry.get("made_of") == made_of:
+    known = find_scale(outputs)
+    if known and outputs.made_of(SCALE) == made_of:
         return known
     outputs.folder.mkdir(parents=True, exist_ok=True)
     sys.stderr.write(f"{outputs.spec}: text search at scale\n")

@@ -513,7 +513,7 @@ FILES = {
     "short.npy": lambda path: np.save(path, np.ones((9, 4))),
     "nan.npy": lambda path: np.save(path, np.full((36, 4), np.nan)),
     "other.npz": lambda path: np.savez(path, weights=np.ones((36, 4))),
-    "code.npy": lambda path: np.save(path, np.array([Code()], dtype=object), allow_pickle=True),
+    "code.npy": lambda path: np.save(path, np.array([Code()], dtype=object)),
     "code.npz": lambda path: np.savez(path, q_table=np.array([Code()], dtype=object)),
     "folder.npy": lambda path: path.mkdir(),
 }

@@ -13,7 +13,7 @@ from lever_lib import artifacts, deep
 from lever_lib.api import OpenLibrary
 from lever_lib.artifacts import Outputs, is_published, read_manifest
 from lever_lib.columns import column_dictionary
-from lever_lib.composition import METHODS
+from lever_lib.composition import everyday_methods
 from lever_lib.deep import find_deep, load_records, run_deep, save_records
 from lever_lib.envs.environment import GridWorldEnv
 from lever_lib.envs.gridworld import make_layout
@@ -169,7 +169,7 @@ def test_a_study_of_black_boxes(studied):
     assert set(found.returns["source"]) == {"sarsa", "dqn", "ppo"}
     assert (found.returns["return"] <= found.returns["optimum"] + 1e-6).all()
     assert set(found.composition["pool"]) == {"sarsa", "dqn", "ppo", "all"}
-    assert len(found.composition) == 4 * 6 * 2 * len(METHODS)
+    assert len(found.composition) == 4 * 6 * 2 * len(everyday_methods())
     everybody = found.composition.query("pool == 'all'").pivot_table(
         index=["query_class", "setup", "strategy"], columns="method", values="return"
     )

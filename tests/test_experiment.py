@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lever_lib.artifacts import Outputs
-from lever_lib.composition import METHODS, Pool
+from lever_lib.composition import METHODS, Pool, everyday_methods
 from lever_lib.envs.rewards import reward_system
 from lever_lib.experiment import experiment_jobs, load_results, run_job
 from lever_lib.params import Execution, Pi2Vec
@@ -39,7 +39,7 @@ def test_every_query_strategy_method_layout_and_library_has_a_row(tables):
     results, timings = tables
     assert results.columns.tolist() == RESULTS
     assert timings.columns.tolist() == TIMINGS
-    assert len(results) == len(timings) == len(QUERIES) * len(STRATEGIES) * len(METHODS) * 3 * 2
+    assert len(results) == len(timings) == len(QUERIES) * len(STRATEGIES) * len(everyday_methods()) * 3 * 2
     assert not results.duplicated(KEY).any()
     assert (results[KEY] == timings[KEY]).all(axis=None)
     assert results.notna().all(axis=None)
@@ -159,7 +159,7 @@ def test_the_sweep_grows(smoke, smoke_outputs):
     """More combinations are never predicted to be worse, and the best of them never is."""
     found = load_results(smoke_outputs)
     sweep = found.sweep.set_index(["library", "seed", "query_class", "setup", "method", "k"])
-    assert len(sweep) == len(QUERIES) * len(METHODS) * 3 * 2 * 4
+    assert len(sweep) == len(QUERIES) * len(everyday_methods()) * 3 * 2 * 4
     assert sweep.index.is_unique
     for column in ("predicted_return", "best_return", "combinations"):
         by_k = sweep[column].unstack("k")
@@ -173,7 +173,7 @@ def test_direct_bounds_are_made_of_the_right_policies_at_their_best(smoke, smoke
     policies = library.policies.set_index("policy_id")
     parts = {(query.query_class, query.setup): query.parts for query in QUERIES}
     direct = load_results(smoke_outputs).direct
-    assert len(direct) == len(QUERIES) * len(METHODS) * 3 * 2
+    assert len(direct) == len(QUERIES) * len(everyday_methods()) * 3 * 2
     for row in direct.itertuples():
         members = policies.loc[row.policies.split("+")]
         assert tuple(members["setup"]) == parts[row.query_class, row.setup]
@@ -201,7 +201,7 @@ def test_an_undivided_query_is_one_sub_query(smoke):
     for job in experiment_jobs(replace(smoke, library=undivided))[:1]:
         assert [len(asked.candidates) for asked in job.asked] == [1] * len(QUERIES)
         rows = run_job(job)["results"]
-        assert len(rows) == len(QUERIES) * len(STRATEGIES) * len(METHODS)
+        assert len(rows) == len(QUERIES) * len(STRATEGIES) * len(everyday_methods())
         assert all(row["return"] <= row["optimum"] for row in rows)
 
 
@@ -250,6 +250,6 @@ def test_with_a_network_for_exact_embeddings_the_whole_pipeline_runs(smoke, smok
     spread = true.std(axis=0)
     error = np.abs(learned.embeddings.embeddings[mine] - true)[:, spread > 1e-6] / spread[spread > 1e-6]
     assert 0 < np.median(error) < 0.05
-    assert len(results) == 6 * 4 * len(METHODS) * 3
+    assert len(results) == 6 * 4 * len(everyday_methods()) * 3
     assert np.isfinite(results["predicted_return"]).all()
     assert (results["return"] <= results["optimum"] + 1e-9).all()

@@ -98,19 +98,24 @@ def told(start):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def shares(folder, strategy, method):
+    """Mean share of the optimum with its interval, as the README writes it, of each grid."""
+    cells = []
+    for spec in SPECS:
+        table = overall(pd.read_csv(ROOT / "outputs" / spec / folder / "shares.csv"))
+        mine = table.query("strategy == @strategy and method == @method").iloc[0]
+        assert mine["layouts"] == 50
+        cells.append(f"{mine['share']:.3f} [{mine['low']:.3f}, {mine['high']:.3f}]")
+    return cells
+
+
 @pytest.mark.parametrize(("row", "strategy", "method"), [
     ("`qsum`, hybrid", "hybrid", "qsum"), ("`gpi`, hybrid", "hybrid", "gpi"), ("`gpi`, library", "library", "gpi"),
     ("`exnonzero`, hybrid", "hybrid", "exnonzero"), ("best single", "hybrid", "best single"),
     ("SARSA trained", "hybrid", "scratch"),
 ])  # fmt: skip
 def test_its_shares_are_those_of_the_committed_studies(row, strategy, method):
-    cells = []
-    for spec in SPECS:
-        shares = overall(pd.read_csv(ROOT / "outputs" / spec / "study" / "shares.csv"))
-        mine = shares.query("strategy == @strategy and method == @method").iloc[0]
-        assert mine["layouts"] == 50
-        cells.append(f"{mine['share']:.3f} [{mine['low']:.3f}, {mine['high']:.3f}]")
-    assert told(row)[2:] == cells
+    assert told(row)[2:] == shares("study", strategy, method)
 
 
 @pytest.mark.parametrize("strategy", ["targeted", "hybrid", "exhaustive", "scratch"])
@@ -163,13 +168,7 @@ def test_its_embeddings_are_those_of_the_committed_studies(learner):
     ("rung 3, `exnonzero-1000`", "library", "exnonzero-1000"), ("rung 3, `exnonzero`", "library", "exnonzero"),
 ])  # fmt: skip
 def test_its_ladder_is_that_of_the_committed_tables(row, strategy, method):
-    cells = []
-    for spec in SPECS:
-        shares = overall(pd.read_csv(ROOT / "outputs" / spec / "ladder" / "shares.csv"))
-        mine = shares.query("strategy == @strategy and method == @method").iloc[0]
-        assert mine["layouts"] == 50
-        cells.append(f"{mine['share']:.3f} [{mine['low']:.3f}, {mine['high']:.3f}]")
-    assert told(row)[2:] == cells
+    assert told(row)[2:] == shares("ladder", strategy, method)
 
 
 def test_its_understood_questions_are_those_of_the_evaluation_set():

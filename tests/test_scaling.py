@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from lever_lib import scaling
-from lever_lib.composition import METHODS
+from lever_lib.composition import everyday_methods
 from lever_lib.scaling import fit_exponents, measure_costs
 
 
@@ -27,7 +27,7 @@ def test_everything_that_grows_is_measured(smoke_params, monkeypatch):
         "policies": [5, 80],
         "k": [1, 4],
     }
-    assert len(costs) == 6 * len(METHODS)
+    assert len(costs) == 6 * len(everyday_methods())
     assert (costs["seconds"] > 0).all()
     assert (costs["distinct"] >= 1).all()
     assert costs.query("grows == 'k' and value == 4 and method == 'exnonzero'")["distinct"].iloc[0] == 256

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lever_lib.artifacts import Outputs
-from lever_lib.composition import METHODS
+from lever_lib.composition import everyday_methods
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.index import TextIndex
 from lever_lib.jobs import run_jobs
@@ -66,7 +66,7 @@ def query(spec, params, repeats):
     report(f"{spec}: exact optimum", seconds * 1e3, "ms")
     predictor = indifferent(params.grid.size)
     everything = range(len(pool.q_tables) - len(params.sarsa.snapshots))  # trained on the question itself: the last
-    for method in METHODS.values():
+    for method in everyday_methods():
         for strategy in STRATEGIES:
             combos = combinations(strategy, candidates, params.search.top_k, everything)
             question = (method, combos, embedder, predictor)
