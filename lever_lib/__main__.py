@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from zipfile import BadZipFile
@@ -216,9 +217,19 @@ def _say_answer(opened: OpenLibrary, answer: Answer, options: argparse.Namespace
             _say(f"wrote {path}")
 
 
+def _warm_up(opened: OpenLibrary) -> None:
+    """Load what the first question would wait for: the network that reads it, and compiled kernels."""
+    from lever_lib.reader import log_odds
+
+    log_odds(["a first sentence"])
+    with suppress(LeverError):  # a library may lack what this asks for
+        opened.ask("collect gold", how="offline")
+
+
 def _converse(opened: OpenLibrary, options: argparse.Namespace) -> None:
     """Answer questions line by line until there are no more; an error ends no conversation."""
     people = sys.stdin.isatty() and not options.json
+    _warm_up(opened)
     if people:
         _say(f"spec {options.spec}, {len(opened.library.policies)} policies. Ask; an empty line ends.")
     while True:
@@ -270,6 +281,14 @@ def _optimum(options: argparse.Namespace) -> None:
     from lever_lib.api import best_episode
 
     layout, system, episode = best_episode(options.spec, options.seed, options.setup, options.legacy_gold_exit)
+    if isinstance(episode, float):
+        if options.json:
+            _say(json.dumps({"optimum": None, "path": None, "upper_bound": episode}))
+        else:
+            golds = len(layout.golds)
+            _say(f"{system.name} on layout {layout.name}: no return exceeds {episode:.2f}")
+            _say(f"the optimum itself is not known: {golds} golds are too many to remember which are left")
+        return
     path = [divmod(int(cell), layout.size) for cell in episode.cells]
     if options.json:
         _say(json.dumps({"optimum": episode.return_, "path": path}))

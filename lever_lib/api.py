@@ -14,11 +14,11 @@ import pandas as pd
 
 from lever_lib import additions, index, library, pi2vec, regressor
 from lever_lib.artifacts import Outputs
-from lever_lib.certificate import Certificate, Outlook, certify, outlook
+from lever_lib.certificate import Certificate, Outlook, certify, outlook, upper_bound
 from lever_lib.composition import Method, Pool
 from lever_lib.composition import method as find_method
 from lever_lib.decompose import Decomposition, decompose
-from lever_lib.envs.gridworld import ACTION_NAMES, Layout, layout_from_text, make_layout
+from lever_lib.envs.gridworld import ACTION_NAMES, ACTIONS, Layout, layout_from_text, make_layout
 from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.jobs import run_jobs
@@ -33,6 +33,7 @@ from lever_lib.rollout import Outcome, Policy, evaluate
 from lever_lib.search import Filters, Retriever, Scope
 from lever_lib.strategies import Choice, choose, combinations
 from lever_lib.text import encode, fingerprint, remembered
+from lever_lib.timed_planning import plannable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -353,19 +354,20 @@ class OpenLibrary:
 
         Args:
             policy_id: its name.
-            q_table: action values, float (S, 4); cell s is row * N + column.
+            q_table: action values, float (S, 4); cell s is row * N + column. As many rows as the library's tables have.
             setup: reward system that it was trained for, e.g. `gold`.
             seed: layout that it is valid in.
             library: training budget that it is filed under; by default the last of the spec.
             description: sentence it is found by; by default that of `setup`.
-            visits: times each action was taken in training, int (S, 4); by default none is known.
+            visits: times each action was taken in training, int, as many; by default none is known.
 
         Raises:
             LeverError: if an argument does not fit the library.
         """
         layout, system = self.library.layout(seed), self.library.system(setup)
         name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
-        q_table = _numbers("q_table", q_table, layout).astype(np.float64)
+        shape = self.library.q_tables.shape[1:]
+        q_table = _numbers("q_table", q_table, shape).astype(np.float64)
         episode = evaluate(CellPolicy(greedy_actions(q_table)), layout, system)
         moved = len(episode.cells) - 1  # a bump at the end is no step
         record = PolicyRecord(
@@ -378,7 +380,7 @@ class OpenLibrary:
             episodes=0,
             description=system.sentence if description is None else description,
             q_table=q_table,
-            visits=np.zeros(q_table.shape, np.int64) if visits is None else _numbers("visits", visits, layout),
+            visits=np.zeros(q_table.shape, np.int64) if visits is None else _numbers("visits", visits, shape),
             episode=record_episode(layout, episode.cells, episode.actions[:moved]),
             train_seconds=np.nan,
         )
@@ -422,9 +424,8 @@ class OpenLibrary:
         return replace(self, stored=len(self.library.policies))
 
 
-def _numbers(name: str, table: Any, layout: Layout) -> np.ndarray:
-    """`table` as finite real numbers (S, 4), else a `LeverError`."""
-    shape = (layout.cells.size, 4)
+def _numbers(name: str, table: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """`table` as finite real numbers of a shape, else a `LeverError`."""
     try:
         found = np.array(table)
     except ValueError:  # rows of different lengths
@@ -470,8 +471,10 @@ def nothing_asked(split: Decomposition) -> str:
 
 def best_episode(
     spec: str, seed: int | str, setup: str, legacy_gold_exit: bool | None = None
-) -> tuple[Layout, RewardSystem, Outcome]:
+) -> tuple[Layout, RewardSystem, Outcome | float]:
     """The exact optimum of a reward system on a layout; needs no library.
+
+    Where there are too many states to plan for, a number that no return exceeds, instead of the best episode.
 
     Args:
         spec: whose grid, counts and exit rule to use.
@@ -482,4 +485,6 @@ def best_episode(
     grid = load_params(spec).grid
     system = reward_system(setup, grid.legacy_gold_exit if legacy_gold_exit is None else legacy_gold_exit)
     layout = make_layout(grid, seed)
-    return layout, system, optimum(layout, system)
+    if plannable(layout):
+        return layout, system, optimum(layout, system)
+    return layout, system, upper_bound(layout, system, np.ones((layout.horizon, ACTIONS), bool))

@@ -110,7 +110,7 @@ def retrieval(library: Library, embeddings: Embeddings) -> pd.DataFrame:
 def _shared(library: Library, rows: np.ndarray) -> dict[str, np.ndarray]:
     """What any two policies share, by name, float (P, P)."""
     setups = library.policies["setup"].to_numpy()[rows]
-    visited = np.zeros((len(rows), library.q_tables.shape[1]), bool)
+    visited = np.zeros((len(rows), library.params.grid.size**2), bool)
     for position, row in enumerate(rows):
         visited[position, library.greedy_episode(row).cells] = True
     both = visited.astype(np.int64) @ visited.T.astype(np.int64)

@@ -14,6 +14,7 @@ from numba import njit
 
 from lever_lib.composition import Method, Pool, QTables, Successors
 from lever_lib.envs.gridworld import (
+    ACTIONS,
     BUMP,
     ENTER_EMPTY,
     ENTER_EXIT,
@@ -27,12 +28,16 @@ from lever_lib.envs.gridworld import (
     enter,
     restrict,
     reward_tables,
+    state_row,
 )
 from lever_lib.envs.rewards import EVENTS, RewardSystem
 from lever_lib.planning import optimum
-from lever_lib.rollout import END_EXIT, END_STUCK, Outcome, Policy, evaluate
+from lever_lib.policies.base import FollowedSuccessors
+from lever_lib.rollout import END_EXIT, END_STUCK, Outcome, Paths, Policy, evaluate, event_counts, returns, start_state
+from lever_lib.timed_planning import MOST_STATES
 
 _ENOUGH = 0.95  # of the upper bound
+_NOT_STUCK = np.array([END_EXIT], np.int8)
 _BUMP, _HAZARD, _NEIGHBOUR = (EVENTS.index(name) for name in ("bump", "hazard", "hazard_neighbour"))
 
 
@@ -56,7 +61,7 @@ def certify(pool: Pool, method: Method, members: tuple[int, ...], policy: Policy
     found = evaluate(policy, pool.layout, pool.system)
     view = pool.view(method, members)
     return Certificate(
-        _estimate(view, found),
+        _estimate(pool, view, found),
         recorded_return(pool, members, found),
         upper_bound(pool.layout, pool.system, _known(pool, method, members)),
     )
@@ -84,15 +89,17 @@ class Outlook:
 
 def outlook(pool: Pool) -> Outlook:
     """What the recordings of all policies of a pool tell of its question."""
-    known = pool.visits.any(axis=0)
+    known = pool.cell_visits.any(axis=0)
     planned = optimum(pool.layout, pool.system, known).return_
     return Outlook(planned, upper_bound(pool.layout, pool.system, known))
 
 
-def _estimate(view: QTables, found: Outcome) -> float:
+def _estimate(pool: Pool, view: QTables, found: Outcome) -> float:
     """What a rung promises at the start."""
     if not isinstance(view, Successors):
-        return float(view.q_tables[:, 0, found.actions[0]].sum()) if len(found.actions) else 0.0
+        golds = len(pool.layout.golds)
+        start = state_row(0, golds, 0, golds, view.q_tables.shape[1] // pool.layout.horizon)
+        return float(view.q_tables[:, start, found.actions[0]].sum()) if len(found.actions) else 0.0
     return _promised(view) if type(view) is Successors else found.return_
 
 
@@ -102,6 +109,8 @@ def _promised(view: Successors) -> float:
     Source: Barreto et al. (2017), theorem 1.
     """
     psi, pay = view.psi, view.pay
+    if isinstance(psi, FollowedSuccessors):
+        return psi.promised(view.system)
     golds, lever, end = (table[:, 0] for table in (psi.golds, psi.lever, psi.end))
     total = pay.exit.shape[0] - 1
     value = view.fixed[:, 0] + pay.gold * golds + pay.lever * lever
@@ -113,7 +122,7 @@ def _promised(view: Successors) -> float:
 def _known(pool: Pool, method: Method, members: tuple[int, ...]) -> np.ndarray:
     """Transitions that a method is shown, bool (S, 4): none at rungs 0 and 1."""
     if method.rung < 2:
-        return np.zeros(pool.visits.shape[1:], bool)
+        return np.zeros((pool.layout.horizon, ACTIONS), bool)
     return pool.row_support(method, members)
 
 
@@ -132,8 +141,8 @@ def recorded_return(pool: Pool, members: tuple[int, ...], found: Outcome) -> flo
     if not len(unseen):
         return found.return_
     first = int(unseen[0])
-    rewards = pool.layout.rewards(pool.system)
-    earned = _earned(pool.layout.transitions, rewards, cells[:first], actions[:first])
+    so_far = Paths(cells[None, : first + 1], actions[None, :first], np.array([first], np.int32), _NOT_STUCK)
+    earned = returns(event_counts(pool.layout, start_state(pool.layout), so_far), [pool.system])[0, 0]
     return float(earned + _worst(pool.layout, pool.system, first))
 
 
@@ -150,7 +159,8 @@ def upper_bound(layout: Layout, system: RewardSystem, known: np.ndarray) -> floa
 
     Where a transition is not known, its cell may hold whatever pays most: a gold if one is left, the lever, no hazard
     beside it. What a known transition enters is known from every side. The size of the grid, its moves, the corners of
-    start and exit and the number of golds are always known.
+    start and exit and the number of golds are always known. Where moves lead back, a cell that is not known may hold a
+    gold each time it is entered, and so may known golds beyond those that can be kept apart.
 
     Args:
         layout: the world, of which nothing else is read than the known part.
@@ -173,6 +183,8 @@ def upper_bound(layout: Layout, system: RewardSystem, known: np.ndarray) -> floa
     )
     plain = guessed._replace(event=np.where(guessed.event == UNKNOWN, np.int8(ENTER_EMPTY), guessed.event))
     rewards = reward_tables(plain, len(layout.golds), system)
+    if layout.cyclic:
+        return float(_optimistic_timed(guessed, rewards, _kept_apart(layout, guessed), weights[_HAZARD]))
     stay = max(weights[_BUMP] * (layout.horizon - steps) for steps in (0, layout.longest_path))
     return float(_optimistic(guessed, rewards, stay, weights[_HAZARD]))
 
@@ -204,12 +216,56 @@ def _optimistic(transitions: Transitions, rewards: RewardTables, stay: float, ha
     return value[0, golds - 1, 0]
 
 
+def _kept_apart(layout: Layout, known: Transitions) -> np.ndarray:
+    """Golds that are kept apart by a bit each, int32 (S,), -1 elsewhere: those seen, as many as there is room for."""
+    seen = np.isin(layout.golds, known.next_cell[known.event == ENTER_GOLD])
+    room = int(seen.sum())
+    while room and layout.horizon**2 * 2 ** (room + 1) * (len(layout.golds) - room + 1) > MOST_STATES:
+        room -= 1
+    bits = np.full(layout.horizon, -1, np.int32)
+    bits[layout.golds[seen][:room]] = np.arange(room)
+    return bits
+
+
 @njit(cache=True, nogil=True)
-def _earned(transitions: Transitions, rewards: RewardTables, cells: np.ndarray, actions: np.ndarray) -> float:
-    """Return of the first moves of an episode; it enters no cell twice, so every gold and lever on it is new."""
+def _optimistic_timed(transitions: Transitions, rewards: RewardTables, bits: np.ndarray, hazard: float) -> float:
+    """As `_optimistic`, by steps left, golds that are kept apart, further golds left, and the lever."""
+    next_cell, event, _ = transitions
     fixed, pay = rewards
-    left, taken, total = pay.exit.shape[0] - 1, 0, 0.0
-    for t in range(len(cells)):
-        extra, left, taken = enter(transitions.event[cells[t], actions[t]], left, taken, pay)
-        total += fixed[cells[t], actions[t]] + extra
-    return total
+    cells, golds, apart = len(next_cell), pay.exit.shape[0] - 1, bits.max() + 1
+    masks, further = 1 << apart, golds - apart + 1
+    later, value = np.zeros((cells, masks, further, 2)), np.empty((cells, masks, further, 2))
+    counts = np.zeros(masks, np.int32)
+    for mask in range(1, masks):
+        counts[mask] = counts[mask >> 1] + (mask & 1)
+    for _ in range(cells):
+        for s in range(cells):
+            for mask in range(masks):
+                for more in range(further):
+                    for taken in range(2):
+                        best = pay.bump + later[s, mask, more, taken]
+                        for a in range(4):
+                            e, s_after = event[s, a], next_cell[s, a]
+                            if e == BUMP:
+                                continue
+                            if e == UNKNOWN:
+                                best = max(best, hazard)
+                            if e in (ENTER_EXIT, ENTER_HAZARD):
+                                extra, _, _ = enter(e, counts[mask] + more, taken, pay)
+                                best = max(best, fixed[s, a] + extra)
+                                continue
+                            if e == ENTER_GOLD and bits[s_after] >= 0:
+                                mask_after = mask & ~(1 << bits[s_after])
+                                gain = pay.gold if mask_after != mask else 0.0
+                                best = max(best, fixed[s, a] + gain + later[s_after, mask_after, more, taken])
+                                continue
+                            pulled = 1 if e == ENTER_LEVER else taken
+                            gain = pay.lever if pulled > taken else 0.0
+                            best = max(best, fixed[s, a] + gain + later[s_after, mask, more, pulled])
+                            if e in (ENTER_GOLD, UNKNOWN) and more > 0:
+                                best = max(best, fixed[s, a] + pay.gold + later[s_after, mask, more - 1, taken])
+                            if e == UNKNOWN and taken == 0:
+                                best = max(best, fixed[s, a] + pay.lever + later[s_after, mask, more, 1])
+                        value[s, mask, more, taken] = best
+        later, value = value, later
+    return later[0, masks - 1, further - 1, 0]

@@ -23,6 +23,7 @@ import numpy as np
 from numba import njit
 
 from lever_lib.envs.gridworld import (
+    ACTIONS,
     BUMP,
     ENTER_EXIT,
     ENTER_HAZARD,
@@ -38,15 +39,18 @@ from lever_lib.envs.gridworld import (
 )
 from lever_lib.envs.rewards import EVENTS, RewardSystem
 from lever_lib.errors import LeverError
-from lever_lib.planning import optimum, plan
+from lever_lib.planning import best_policy, optimum
 from lever_lib.policies.base import (
     CellPolicy,
+    FollowedPolicy,
+    FollowedSuccessors,
     SuccessorPolicy,
     SuccessorTable,
     greedy_actions,
     successor_table,
 )
 from lever_lib.rollout import Policy, evaluate
+from lever_lib.timed_planning import timed_bounds
 
 _SHARPNESS = 3.0  # of `softmax`: of 0.3, 1 and 3 the best at 8x8 and 16x16, on layouts that no study uses
 _COUNTED = [EVENTS.index(name) for name in ("bump", "hazard", "step", "hazard_neighbour")]  # SuccessorTable.counts
@@ -68,14 +72,16 @@ class Successors(QTables):
     """Rung 1.
 
     Attributes:
-        psi: successor features of the candidates.
-        fixed: what the counts of psi pay under the question's reward, float64 (M, S, 4).
+        psi: successor features of the candidates; a table where the cell says all about a policy's future.
+        fixed: what the counts of such a table pay under the question's reward, float64 (M, S, 4); else nothing.
         pay: what golds, lever, exit and being stuck pay.
+        system: the question's reward.
     """
 
-    psi: SuccessorTable
+    psi: SuccessorTable | FollowedSuccessors
     fixed: np.ndarray
     pay: StatePay
+    system: RewardSystem
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,20 @@ class Support(Successors):
         rewards: of these transitions.
         fewest_golds: golds left at the least in each cell, int32 (S,); spares planners the states that no episode
             comes to.
+        gold_index: which gold a cell of the support holds, int32 (S,); -1 for none.
+        cyclic: whether moves lead back.
     """
 
     transitions: Transitions
     rewards: RewardTables
     fewest_golds: np.ndarray
+    gold_index: np.ndarray
+    cyclic: bool
+
+    def plan(self, keep: np.ndarray | None = None) -> Policy:
+        """The best policy on these transitions; with `keep`, on the moves that `prune` left."""
+        world = (self.fewest_golds, self.gold_index, self.cyclic)
+        return best_policy(self.transitions, self.rewards, *world, keep)
 
 
 @dataclass(frozen=True)
@@ -180,18 +195,20 @@ def softmax(view: QTables) -> CellPolicy:
 
 
 @register("gpi", rung=1, by_behaviour=True)
-def gpi(view: Successors) -> SuccessorPolicy:
+def gpi(view: Successors) -> Policy:
     """One step of generalised policy improvement over the candidates, under the question's reward.
 
     Source: Barreto et al. (2017), theorem 1.
     """
+    if isinstance(view.psi, FollowedSuccessors):
+        return FollowedPolicy(view.psi, view.system)
     return SuccessorPolicy(view.psi, view.fixed, view.pay)
 
 
 @register("switch", rung=2)
 def switch(view: Support) -> Policy:
     """The best that can be had by switching between what rungs 0 and 1 do: the exact optimum on the support."""
-    return plan(view.transitions, view.rewards, fewest_golds=view.fewest_golds)
+    return view.plan()
 
 
 @register("exnonzero-1000", rung=3, least_visits=1000)
@@ -201,7 +218,7 @@ def switch(view: Support) -> Policy:
 def exnonzero(view: Experience) -> Policy:
     """ExNonZeroDiscount: drop moves that training has shown to be worse than a sibling, plan on what is left."""
     keep, _ = prune(view)
-    return plan(view.transitions, view.rewards, keep, view.fewest_golds)
+    return view.plan(keep)
 
 
 def method(name: str) -> Method:
@@ -221,8 +238,11 @@ def prune(view: Experience) -> tuple[np.ndarray, float]:
 
     Returns:
         Bit a of uint8 (S, G + 1, 2) for action a in (cell, golds left, lever taken), and the share of moves dropped
-        among the states that can be reached from the start.
+        among the states that can be reached from the start. Where moves lead back: as from `timed_bounds`.
     """
+    if view.cyclic:
+        most = _after_all_updates(view)
+        return timed_bounds(view.transitions, view.rewards, view.gold_index, view.alpha, most)
     keep, _, _ = bounds(view)
     reached = np.zeros(keep.shape, np.bool_)
     dropped, moves = _count_dropped(view.transitions, view.rewards.pay, keep, reached)
@@ -237,15 +257,23 @@ def bounds(view: Experience) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     A move whose upper bound is not above a sibling's lower bound goes. A supported move that training never took may
     have any number of updates.
 
+    Args:
+        view: of a world where no move leads back.
+
     Returns:
         Surviving moves, uint8 (S, G + 1, 2), and upper and lower bounds of the values, float64 (S, G + 1, 2).
     """
     shape = (len(view.visits), *view.rewards.pay.exit.shape)
     keep = np.full(shape, 15, np.uint8)
-    most = np.where(view.visits > 0, 1 - (1 - view.alpha) ** np.maximum(view.visits, 1), 1.0)
+    most = _after_all_updates(view)
     upper, lower = np.empty(shape), np.empty(shape)
     _bound(view.transitions, view.rewards, view.fewest_golds, view.alpha, most, keep, upper, lower)
     return keep, upper, lower
+
+
+def _after_all_updates(view: Experience) -> np.ndarray:
+    """Share of its target that each action's value has after its updates, float64 (S, 4)."""
+    return np.where(view.visits > 0, 1 - (1 - view.alpha) ** np.maximum(view.visits, 1), 1.0)
 
 
 @dataclass(frozen=True)
@@ -257,8 +285,8 @@ class Pool:
     Attributes:
         layout: the world.
         system: the reward that the composed policy is wanted for.
-        q_tables: float64 (P, S, 4).
-        visits: int32 (P, S, 4).
+        q_tables: float64 (P, S, 4); or (P, S * 2 (G + 1), 4), where golds left and lever count as state.
+        visits: int32, as many.
         alpha: step size that trained them.
     """
 
@@ -276,8 +304,18 @@ class Pool:
 
     @cached_property
     def actions(self) -> np.ndarray:
-        """Greedy actions, int8 (P, S)."""
+        """Greedy actions, int8 (P, S), or as many as the Q-tables have rows."""
         return greedy_actions(self.q_tables)
+
+    @cached_property
+    def by_cell(self) -> bool:
+        """Whether the cell alone says what the policies do and what comes of it."""
+        return self.q_tables.shape[1] == self.layout.horizon and not self.layout.cyclic
+
+    @cached_property
+    def cell_visits(self) -> np.ndarray:
+        """Times each action was taken in each cell, int64 (P, S, 4)."""
+        return self.visits.reshape(len(self.visits), self.layout.horizon, -1, ACTIONS).sum(axis=2, dtype=np.int64)
 
     @cached_property
     def behaviour(self) -> list[int]:
@@ -303,17 +341,25 @@ class Pool:
         rung, q_tables = method.rung, self.q_tables[list(members)]
         if rung == 0:
             return QTables(q_tables)
-        tables, fixed = zip(*(self.successors(member) for member in members), strict=True)
-        psi = SuccessorTable(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
-        successors = (q_tables, psi, np.concatenate(fixed), self.pay)
+        successors = (q_tables, *self._psi(members), self.pay, self.system)
         if rung == 1:
             return Successors(*successors)
         known = restrict(self.layout.transitions, self.row_support(method, members))
         rewards = reward_tables(known, len(self.layout.golds), self.system)
-        support = (*successors, known, rewards, self.layout.fewest_golds)
+        seen = np.isin(np.arange(self.layout.horizon), known.next_cell)
+        gold_index = np.where(seen, self.layout.gold_index, np.int32(-1))
+        support = (*successors, known, rewards, self.layout.fewest_golds, gold_index, self.layout.cyclic)
         if rung == 2:
             return Support(*support)
         return Experience(*support, self.total_visits(members), self.alpha)
+
+    def _psi(self, members: tuple[int, ...]) -> tuple[SuccessorTable | FollowedSuccessors, np.ndarray]:
+        """Successor features of some policies, and what their counts pay."""
+        if not self.by_cell:
+            distinct = sorted({self.behaviour[member] for member in members})
+            return FollowedSuccessors(self.actions[distinct], self.layout), np.empty(0)
+        tables, fixed = zip(*(self.successors(member) for member in members), strict=True)
+        return SuccessorTable(*(np.concatenate(parts) for parts in zip(*tables, strict=True))), np.concatenate(fixed)
 
     def compose(self, method: Method, members: tuple[int, ...]) -> Policy:
         """The policy that a method makes of some of the policies.
@@ -331,20 +377,30 @@ class Pool:
 
     def total_visits(self, members: tuple[int, ...]) -> np.ndarray:
         """Times each action was taken in the training of any of the policies, int64 (S, 4)."""
-        return self.visits[list(members)].sum(axis=0, dtype=np.int64)
+        return self.cell_visits[list(members)].sum(axis=0)
 
     def support(self, members: tuple[int, ...]) -> np.ndarray:
         """S of some policies, bool (S, 4): their greedy actions, and what rungs 0 and 1 do with them from the start."""
         if members not in self._supports:
-            support = np.zeros(self.q_tables.shape[1:], dtype=bool)
-            cells = np.arange(len(support))
+            support = np.zeros((self.layout.horizon, ACTIONS), dtype=bool)
             for member in members:
-                support[cells, self.actions[member]] = True
+                support |= self._greedy(member)
             for each in [each for each in METHODS.values() if each.rung <= 1]:
                 episode = evaluate(self.compose(each, members), self.layout, self.system)
                 support[episode.cells[: len(episode.actions)], episode.actions] = True
             self._supports[members] = support
         return self._supports[members]
+
+    def _greedy(self, member: int) -> np.ndarray:
+        """What a policy does in each cell, bool (S, 4); by golds left and lever, as far as training came to them."""
+        cells = np.arange(len(self.actions[member])) * self.layout.horizon // len(self.actions[member])
+        come_to = np.ones(len(cells), bool)
+        if len(cells) > self.layout.horizon:
+            seen = self.visits[member].any(axis=1)
+            come_to = seen if seen.any() else come_to
+        greedy = np.zeros((self.layout.horizon, ACTIONS), dtype=bool)
+        greedy[cells[come_to], self.actions[member][come_to]] = True
+        return greedy
 
     def row_support(self, method: Method, members: tuple[int, ...]) -> np.ndarray:
         """What a method's regret is measured on, bool (S, 4): S, for rung 3 with everything visited often enough."""

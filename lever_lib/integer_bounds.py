@@ -38,8 +38,10 @@ def upper_bound_by_integers(view: Experience) -> float:
         view: of rung 3, of a small world.
 
     Raises:
-        LeverError: if the world is too large for this.
+        LeverError: if the world is too large for this, or moves lead back: the program has no steps left in it.
     """
+    if view.cyclic:
+        raise LeverError("integer bounds: only for moves that never lead back to a cell")
     choices = list(_choices(view))
     if len(choices) > _MOST_CHOICES:
         raise LeverError(f"integer bounds: {len(choices)} choices, at most {_MOST_CHOICES} can be handled")

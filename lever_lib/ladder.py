@@ -3,8 +3,9 @@
 `./run_all.sh study` asks this, and asks every rung of `lever_lib.composition`, on many layouts. All methods answer the
 published queries from the largest training budget (`ladder/shares.csv`, `regret.csv`), and judges choose among the
 combinations (`selection.csv`). Then one thing changes at a time: snapshots kept of each training, reward systems
-trained, episodes, hazards in the world, objectives asked for; each time all policies that were not trained for the
-question are composed at once (`library.csv`). What is written is small and stays.
+trained, episodes, hazards in the world, objectives asked for, the discount of training, the moves and what Q-tables are
+indexed by; each time all policies that were not trained for the question are composed at once (`library.csv`), and
+beside them stands what training for the question itself comes to. What is written is small and stays.
 """
 
 from __future__ import annotations
@@ -20,36 +21,40 @@ import pandas as pd
 from lever_lib.artifacts import LADDER, MODEL, Outputs, file_hash, json_hash, source_hash
 from lever_lib.columns import write_tables
 from lever_lib.composition import METHODS, Method, Pool
-from lever_lib.envs.gridworld import make_layout
+from lever_lib.envs.gridworld import MOVE_SETS, make_layout
 from lever_lib.envs.rewards import COMPONENTS, REWARD_SYSTEMS, SINGLE_OBJECTIVES, Component, reward_system
 from lever_lib.experiment import ExperimentJob, experiment_jobs, question, read_table, result, single_returns
 from lever_lib.generalisation import load_table, published_regressor
 from lever_lib.index import build_index
 from lever_lib.jobs import run_jobs
 from lever_lib.library import build_library, training_jobs
-from lever_lib.params import Params, resolved
+from lever_lib.params import Deep, Params, resolved
 from lever_lib.pi2vec import Embedded, build_embeddings
 from lever_lib.planning import optimum
-from lever_lib.policies.base import PolicyRecord
+from lever_lib.policies.base import CellPolicy, PolicyRecord, greedy_actions
 from lever_lib.policies.tabular import TrainingJob, train
 from lever_lib.regressor import ALL_LAYOUTS, TRAINING, Regressor, load_model
 from lever_lib.report import all_regrets, all_shares
-from lever_lib.rollout import evaluate
+from lever_lib.rollout import Policy, evaluate
 from lever_lib.search import Retriever
 from lever_lib.seeding import stream
 from lever_lib.selection import selection_rows, summarise_selection
 from lever_lib.stats import interval, mean
 from lever_lib.strategies import choose, combinations
+from lever_lib.timed_planning import plannable
 from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
 
 FILES = ("shares.csv", "regret.csv", "selection.csv", "library.csv")
 _PARTS = ("answers.csv", "chosen.csv", "changed.csv")
 ASKED = ("path-gold", "path-gold-hazard", "path-gold-hazard-lever")
 COMPOSED = ("qsum", "softmax", "gpi", "switch", "exnonzero-100", "exnonzero")
+SCRATCH = "scratch"  # SARSA trained for the question itself
 _FINEST = 20  # snapshots of a training
 _SNAPSHOTS = (1, 2, 5, 10, 20)
 _SYSTEMS = (2, 4, 6, 8)  # reward systems of the library, from single objectives to composites
 _HAZARDS = (1, 1.5, 2)  # times as many as in the spec; with three times as many, worlds cannot be walked any more
+_STATES = ("cell", "augmented")  # what Q-tables are indexed by
+_DISCOUNTS = (0.99, 0.5, 0.0)
 _READ = ("grid", "root_seed", "libraries", "sarsa", "pi2vec", "study")
 # Two more objectives, so that six can be asked for.
 FURTHER = {
@@ -230,12 +235,33 @@ def measure(job: LadderJob) -> list[dict]:
         harder = replace(params, grid=replace(params.grid, hazards=round(params.grid.hazards * times)))
         records = _snapshots(_trained(harder, job.seed, REWARD_SYSTEMS, last), len(job.params.sarsa.snapshots))
         rows += _compose((harder, job.seed), records, ASKED, "hazards", harder.grid.hazards)
+    for change, value, other in _trained_otherwise(job.params):
+        records = [record for record in usual if record.library == last]
+        if other is not job.params:
+            records = _trained(other, job.seed, REWARD_SYSTEMS, last)
+        rows += _compose((other, job.seed), records, ASKED, change, value)
     with further_objectives():
         objectives = (*SINGLE_OBJECTIVES, *FURTHER)
         records = _snapshots(_trained(params, job.seed, objectives, last), len(job.params.sarsa.snapshots))
         for count in range(2, len(objectives) + 1):
             rows += _compose(world, records, ("-".join(objectives[:count]),), "objectives", count)
     return rows
+
+
+def _trained_otherwise(params: Params) -> Iterator[tuple[str, object, Params]]:
+    """Other discounts, moves and tables to train with: change, value, params."""
+    for gamma in _DISCOUNTS:
+        sarsa = replace(params.sarsa, gamma=gamma)
+        yield "discount", gamma, params if sarsa == params.sarsa else replace(params, sarsa=sarsa)
+    for moves in MOVE_SETS:
+        grid = replace(params.grid, moves=moves)
+        if plannable(make_layout(grid, 0)):
+            for state in _STATES:
+                sarsa = replace(params.sarsa, state=state)
+                usual = (grid, sarsa) == (params.grid, params.sarsa)
+                # No deep policies take part here, and they could not with augmented tables.
+                other = params if usual else replace(params, grid=grid, sarsa=sarsa, deep=Deep())
+                yield "moves", f"{moves}, {state}", other
 
 
 def _finer(params: Params) -> Params:
@@ -277,14 +303,19 @@ def _compose(
         q_tables, visits = (np.stack([getattr(record, name) for record in others]) for name in ("q_table", "visits"))
         pool = Pool(layout, system, q_tables, visits.astype(np.int32), params.sarsa.alpha)
         best = optimum(layout, system).return_
-        for method in (METHODS[name] for name in COMPOSED):
-            found = evaluate(pool.compose(method, _members(method, others)), layout, system)
+        acting: list[tuple[str, int, Policy]] = [
+            (name, len(others), pool.compose(METHODS[name], _members(METHODS[name], others))) for name in COMPOSED
+        ]
+        own = [record for record in records if record.setup == system.name and record.snapshot == 1.0]
+        acting += [(SCRATCH, 1, CellPolicy(greedy_actions(record.q_table))) for record in own]
+        for name, policies, policy in acting:
+            found = evaluate(policy, layout, system)
             rows.append(
                 {
                     "change": change,
                     "value": value,
-                    "method": method.name,
-                    "policies": len(others),
+                    "method": name,
+                    "policies": policies,
                     "seed": layout.name,
                     "share": found.return_ / best,
                     "stuck": found.stuck,

@@ -22,6 +22,7 @@ from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy, Episode, PolicyRecord, greedy_actions
 from lever_lib.policies.tabular import CurvePoint, TrainingJob, train
 from lever_lib.rollout import Outcome, evaluate, event_counts, returns, start_state
+from lever_lib.timed_planning import check_plannable
 
 Run = tuple[list[PolicyRecord], list[CurvePoint]]
 
@@ -74,17 +75,17 @@ class Library:
 
     @cached_property
     def q_tables(self) -> np.ndarray:
-        """Action values, float64 (P, S, 4)."""
+        """Action values, float64 (P, S, 4); with `sarsa.state: augmented` (P, S * 2 (G + 1), 4)."""
         return np.load(self.folder / "q_tables.npy", mmap_mode="r")
 
     @cached_property
     def visits(self) -> np.ndarray:
-        """Times each action was taken in training, int32 (P, S, 4)."""
+        """Times each action was taken in training, int32, as many."""
         return np.load(self.folder / "visits.npy", mmap_mode="r")
 
     @cached_property
     def actions(self) -> np.ndarray:
-        """Greedy action of each policy in each cell, int8 (P, S)."""
+        """Greedy action of each policy in each row of its Q-table, int8 (P, S)."""
         return greedy_actions(self.q_tables)
 
     @cached_property
@@ -192,7 +193,7 @@ class Library:
         worlds = self.layouts | {layout.name: check_layout(layout, self) for layout in layouts}
         known = set(self.policies["policy_id"])
         for record in records:
-            _check_record(record, worlds, known)
+            _check_record(record, worlds, known, self.q_tables.shape[1:])
             self.check_library(record.library)
             known.add(record.policy_id)
         for layout in layouts:
@@ -225,12 +226,19 @@ def check_layout(layout: Layout, library: Library) -> Layout:
             f"layout {layout.name!r}: is {layout.size} x {layout.size} with {layout.moves} moves, "
             f"spec {library.spec} has {grid.size} x {grid.size} with {grid.moves} moves"
         )
+    if library.params.sarsa.state == "augmented" and len(layout.golds) != grid.golds:
+        raise LeverError(
+            f"layout {layout.name!r}: has {len(layout.golds)} golds; where golds left count as state "
+            f"(sarsa.state: augmented) there must be {grid.golds} as in spec {library.spec}"
+        )
+    check_plannable(layout)
     if len(layout.golds) > gold_slots(layout.size):
         raise LeverError(f"layout {layout.name!r}: {len(layout.golds)} golds, at most {gold_slots(layout.size)} fit")
     return layout
 
 
-def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[str]) -> None:
+def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[str], shape: tuple[int, ...]) -> None:
+    """Refuse a policy whose name is taken or whose tables are not of `shape`, that of the library's."""
     name = record.policy_id
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or "+" in name or name in known:
         raise LeverError(f"policy_id {name!r}: must be new text, not empty, printable and without '+'")
@@ -241,7 +249,6 @@ def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[s
         raise LeverError(f"setup {record.setup!r} of policy {name!r}: is called {reward_system(record.setup).name!r}")
     if record.seed not in layouts:
         raise LeverError(f"policy {name!r}: no layout {record.seed!r}; layouts: {', '.join(layouts)}")
-    shape = (layouts[record.seed].cells.size, 4)
     if np.shape(record.q_table) != shape or not np.isfinite(record.q_table).all():
         raise LeverError(f"q_table of policy {name!r}: must be {shape} finite numbers")
     visits = np.asarray(record.visits)
@@ -271,14 +278,16 @@ def _as_stored(visits: np.ndarray) -> np.ndarray:
 def build_library(params: Params, outputs: Outputs, overwrite: bool = False) -> Library:
     """Train every policy of the spec, unless the library on disk is whole and was built from the same inputs."""
     if overwrite or not outputs.fresh(STAGE):
+        layouts = [make_layout(params.grid, seed) for seed in params.seeds]
+        for layout in layouts:
+            check_plannable(layout)
         with outputs.writing(STAGE) as folder:
-            jobs = training_jobs(params, [make_layout(params.grid, seed) for seed in params.seeds])
+            jobs = training_jobs(params, layouts)
             meter = Meter()
             runs: list[Run] = []
             for run in run_jobs(train, jobs, params.execution, "training", threads=True):
                 runs.append(run)
                 meter.update()
-            layouts = list({job.layout.name: job.layout for job in jobs}.values())
             joules = meter.joules if params.execution.scheduler is None else None  # a cluster's are not these counters
             _write(outputs.spec, params, folder, layouts, runs, joules)
     return load_library(params, outputs)

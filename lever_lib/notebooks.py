@@ -33,6 +33,7 @@ from lever_lib.errors import LeverError, exit_code
 from lever_lib.params import load_params, resolved
 from lever_lib.pictures import shrink_outputs
 from lever_lib.study import study_files
+from lever_lib.timed_planning import check_plannable
 
 FOLDER = ROOT / "notebooks"
 STAGES: dict[str, Stage] = {
@@ -159,7 +160,7 @@ def check_spec(spec: str) -> None:
     params = load_params(spec)
     for seed in params.seeds:
         try:
-            make_layout(params.grid, seed)
+            check_plannable(make_layout(params.grid, seed))
         except LeverError as error:
             raise LeverError(f"params/{spec}.yaml: grid: {error}") from None
 

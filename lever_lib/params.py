@@ -40,7 +40,7 @@ class Grid:
     golds: int = Field(ge=0, le=200)
     blocks: int = Field(ge=0)
     hazards: int = Field(ge=0)
-    moves: Literal["forward"] = "forward"
+    moves: Literal["forward", "cardinal"] = "forward"  # cardinal moves lead back: few golds, small grids
     legacy_gold_exit: bool = False  # exit with gold left costs a flat 20 instead of 10 x the share left
 
     @model_validator(mode="after")
@@ -71,6 +71,7 @@ class Sarsa:
     alpha: float = Field(0.1, gt=0, le=1)  # step size
     gamma: float = Field(0.99, ge=0, le=1)  # discount of the learning target
     epsilon_min: float = Field(0.01, ge=0, le=1)
+    state: Literal["cell", "augmented"] = "cell"  # index of Q: the cell, as published, or (cell, golds left, lever)
     snapshots: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the budget
 
     @model_validator(mode="after")
@@ -234,6 +235,8 @@ class Params:
             )
         if self.deep.steps and not set(self.deep.seeds) <= set(self.seeds):
             raise ValueError(f"deep.seeds = {list(self.deep.seeds)} must be among seeds = {list(self.seeds)}")
+        if self.deep.steps and self.sarsa.state != "cell":
+            raise ValueError(f"deep.steps = {self.deep.steps} must be 0 where sarsa.state = {self.sarsa.state!r}")
         if not self.libraries or not all(_SPEC_NAME.fullmatch(name) for name in self.libraries):
             raise ValueError(
                 f"libraries = {list(self.libraries)} must be at least one name of letters, digits, '.', '_' or '-'"

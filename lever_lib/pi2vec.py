@@ -290,7 +290,7 @@ def successor_features(tables: FeatureTables, starts: States, paths: Paths, layo
     """Psi along given paths: sum over t of gamma^t phi(s_t), float64 (K, D).
 
     The terminal state counts once. A stuck policy stays where it is for ever: its last state counts
-    1 / (1 - gamma) times.
+    1 / (1 - gamma) times. One that ran out of time goes its last round for ever.
 
     Args:
         tables: of the layout.
@@ -305,7 +305,7 @@ def successor_features(tables: FeatureTables, starts: States, paths: Paths, layo
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma = {gamma}: must be in [0, 1)")
     out = np.zeros((len(starts.cells), HEAD + tables.slots))
-    _discounted(tables, starts, paths, layout.gold_index, _lever_cell(layout), gamma, out)
+    _discounted(tables, starts, paths, layout.gold_index, _lever_cell(layout), gamma, layout.horizon, out)
     return out
 
 
@@ -324,6 +324,7 @@ def _discounted(
     gold_index: np.ndarray,
     lever_cell: int,
     gamma: float,
+    horizon: int,
     out: np.ndarray,
 ) -> None:
     cells, _, steps, end = paths
@@ -334,9 +335,24 @@ def _discounted(
         for t in range(steps[k] + 1):
             s = cells[k, t]
             lever = _collect(s, golds, lever, gold_index, lever_cell)
-            last = t == steps[k] and end[k] == END_STUCK
-            add_features(tables, s, golds, lever, weight / (1 - gamma) if last else weight, out[k])
+            add_features(tables, s, golds, lever, weight, out[k])
             weight *= gamma
+        if end[k] == END_STUCK:
+            first = _last_round(cells[k], steps[k], horizon)
+            again = 1 - gamma ** (steps[k] + 1 - first)
+            for t in range(first, steps[k] + 1):
+                add_features(tables, cells[k, t], golds, lever, weight / again, out[k])
+                weight *= gamma
+
+
+@njit(cache=True, nogil=True)
+def _last_round(cells: np.ndarray, steps: int, horizon: int) -> int:
+    """Where the round starts that a stuck policy goes for ever: at its last state, if it stays there."""
+    if steps == horizon:
+        for t in range(steps - 1, -1, -1):
+            if cells[t] == cells[steps]:
+                return t + 1
+    return steps
 
 
 def path_pairs(tables: FeatureTables, starts: States, paths: Paths, layout: Layout) -> Pairs:
@@ -350,14 +366,16 @@ def path_pairs(tables: FeatureTables, starts: States, paths: Paths, layout: Layo
     """
     states = np.zeros((int(paths.steps.sum()) + len(paths.steps), HEAD + tables.slots), np.float32)
     _path_features(tables, starts, paths, layout.gold_index, _lever_cell(layout), states)
-    stuck = paths.end == END_STUCK
+    in_time = paths.steps < layout.horizon
+    stuck = (paths.end == END_STUCK) & in_time
+    ended = paths.end != END_STUCK
     last = np.cumsum(paths.steps + 1) - 1  # row of each path's last state
     kind = np.full(len(states), GOES_ON, np.int8)
     kind[last[stuck]] = STAYS
-    kind[last[~stuck] - 1] = ENDS
+    kind[last[ended] - 1] = ENDS
     after = np.arange(len(states)) + (kind != STAYS)
     acting = np.ones(len(states), bool)
-    acting[last[~stuck]] = False  # nobody acts in a terminal state
+    acting[last[~stuck]] = False  # nobody acts in a terminal state, nor when time is over
     return Pairs(states[acting], states[after[acting]], kind[acting])
 
 
@@ -394,7 +412,7 @@ def _path_features(
 @dataclass(frozen=True)
 class _EmbeddingJob:
     embedder: Embedder
-    actions: np.ndarray  # int8 (policies of the layout, S)
+    actions: np.ndarray  # int8 (policies of the layout, S or rows of an augmented table)
     episodes: list[Episode]  # recorded, one of each
     rows: np.ndarray  # of these policies in the library
 

@@ -1,9 +1,10 @@
 """Exact planning by dynamic programming over (cell, golds left, lever taken).
 
-The move graph is acyclic, so one backward sweep is enough, and every gold and the lever are entered at most once per
-path: counting golds replaces remembering which. An episode ends at the exit or in a hazard, or the agent gets stuck:
-it goes somewhere and bumps (or has no known action) until the horizon, at -1 a step. Both are planned, each with its
-own value, because only the second depends on the steps left. The better one at the start is the optimum.
+Where no move leads back, one backward sweep is enough, and every gold and the lever are entered at most once per path:
+counting golds replaces remembering which (for other moves see `timed_planning`). An episode ends at the exit or in a
+hazard, or the agent gets stuck: it goes somewhere and bumps (or has no known action) until the horizon, at -1 a step.
+Both are planned, each with its own value, because only the second depends on the steps left. The better one at the
+start is the optimum.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lever_lib.envs.gridworld import (
 )
 from lever_lib.envs.rewards import RewardSystem
 from lever_lib.rollout import END_STUCK, GOES_ON, Outcome, Paths, empty_paths, evaluate, move
+from lever_lib.timed_planning import TimedPlan, check_plannable, timed_plan
 
 STAY = -1  # action code of a plan: stop moving here, bump (or do nothing known) until the horizon
 
@@ -103,6 +105,29 @@ def plan(
     return Plan(*tables, rewards.pay.bump, fewest_golds)
 
 
+def best_policy(
+    transitions: Transitions,
+    rewards: RewardTables,
+    fewest_golds: np.ndarray,
+    gold_index: np.ndarray,
+    cyclic: bool,
+    keep: np.ndarray | None = None,
+) -> Plan | TimedPlan:
+    """The best policy on known transitions, whether moves lead back or not.
+
+    Args:
+        transitions: known ones.
+        rewards: of the same transitions.
+        fewest_golds: as `plan` takes it.
+        gold_index: which gold a cell holds, int32 (S,).
+        cyclic: whether moves lead back.
+        keep: moves that may be planned with, as `plan` or `timed_plan` takes them.
+    """
+    if cyclic:
+        return timed_plan(transitions, rewards, gold_index, keep)
+    return plan(transitions, rewards, keep, fewest_golds)
+
+
 def optimum(layout: Layout, system: RewardSystem, support: np.ndarray | None = None) -> Outcome:
     """The best episode from the start, on the full move graph or on a support.
 
@@ -110,12 +135,17 @@ def optimum(layout: Layout, system: RewardSystem, support: np.ndarray | None = N
         layout: the world.
         system: what pays.
         support: bool (S, 4); actions that may be taken. None: all.
+
+    Raises:
+        LeverError: if moves lead back and there are too many golds to remember.
     """
+    check_plannable(layout)
     known, rewards = layout.transitions, layout.rewards(system)
     if support is not None:
         known = restrict(known, support)
         rewards = reward_tables(known, len(layout.golds), system)
-    return evaluate(plan(known, rewards, fewest_golds=layout.fewest_golds), layout, system)
+    best = best_policy(known, rewards, layout.fewest_golds, layout.gold_index, layout.cyclic)
+    return evaluate(best, layout, system)
 
 
 @njit(cache=True, nogil=True)
@@ -168,13 +198,12 @@ def _plan_paths(
     paths: Paths,
 ) -> None:
     event = transitions.event
-    start_cells, golds, lever = starts
+    start_cells, _, lever = starts
     cells, actions, steps, end = paths
     end_value, end_action, stuck_value, stuck_action = tables
     for k in range(len(start_cells)):
-        s, taken, n, left = start_cells[k], int(lever[k]), 0, 0
-        for g in range(golds.shape[1]):
-            left += golds[k, g]
+        golds = starts.golds[k].copy()
+        s, taken, n, left = start_cells[k], int(lever[k]), 0, golds.sum()
         # Steps left change both sides alike along the way, so the choice at the start holds to the end.
         finish = end_value[s, left, taken] >= stuck_value[s, left, taken] + stay_total
         while True:
@@ -187,7 +216,7 @@ def _plan_paths(
                         actions[k, n] = b
                         break
                 break
-            s, left, taken, end[k] = move(transitions, gold_index, golds[k], s, a, left, taken)
+            s, left, taken, end[k] = move(transitions, gold_index, golds, s, a, left, taken)
             n += 1
             if end[k] != GOES_ON:
                 cells[k, n] = s

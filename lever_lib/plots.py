@@ -480,21 +480,28 @@ def library_changes(changes: pd.DataFrame, labels: dict[str, str], title: str) -
         labels: what the axis of each change is called, by change, in the order of the panels.
         title: above the figure.
     """
-    figure, panels = plt.subplots(2, 3, figsize=(WIDTH + 2, 5.2), sharey=True, layout="constrained")
+    lines = -(-len(labels) // 3)
+    figure, panels = plt.subplots(
+        lines, 3, figsize=(WIDTH + 2, 2.6 * lines), sharey=True, layout="constrained", squeeze=False
+    )
+    handles: dict[str, Line2D] = {}
     for axes, (change, label) in zip(panels.flat, labels.items(), strict=False):
         rows = changes[changes["change"] == change]
-        values, handles = rows["value"].unique(), []
-        for method, colour, marker in zip(rows["method"].unique(), PALETTE, MARKERS, strict=False):
+        values = list(rows["value"].unique())
+        for method, colour, marker in zip(changes["method"].unique(), PALETTE, MARKERS, strict=False):
             mine = rows[rows["method"] == method]
-            handles += _banded(axes, range(len(values)), mine["share"], mine["low"], mine["high"], colour, marker)
+            at = [values.index(value) for value in mine["value"]]
+            if at:
+                [handles[method]] = _banded(axes, at, mine["share"], mine["low"], mine["high"], colour, marker)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
-        axes.set(xticks=range(len(values)), xticklabels=values, xlabel=label)
+        words = [str(value).replace(", ", "\n") for value in values]
+        axes.set(xticks=range(len(values)), xticklabels=words, xlabel=label)
     for axes in panels[:, 0]:
         axes.set_ylabel("return / optimum")
     for axes in list(panels.flat)[len(labels) :]:
         axes.axis("off")
     figure.suptitle(title, fontsize="medium")
-    _legend_below(figure, handles, list(changes["method"].unique()))
+    _legend_below(figure, list(handles.values()), list(handles))
     return figure
 
 

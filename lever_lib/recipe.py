@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lever_lib.composition import Pool, method
-from lever_lib.envs.gridworld import Layout
+from lever_lib.envs.gridworld import Layout, memory_count
 from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.planning import optimum
@@ -29,8 +29,8 @@ class Recipe:
         system: the reward it is wanted for.
         method: id of the composition method.
         policy_ids: of the members.
-        q_tables: of the members, float64 (M, S, 4).
-        visits: of the members, int (M, S, 4).
+        q_tables: of the members, float64 (M, S, 4), or more rows as in `composition.Pool`.
+        visits: of the members, int, as many.
         alpha: step size that trained them.
     """
 
@@ -97,7 +97,8 @@ def load_policy(path: str | Path) -> Recipe:
         method(recipe.method)
     except Exception as error:  # the readers of damaged archives raise whatever the damage leads them to
         raise LeverError(f"{path}: no saved policy can be read from it ({error})") from None
-    shape = (len(names), layout.cells.size, 4)
+    memories = memory_count(len(layout.golds)) if q_tables.shape[1:2] != (layout.cells.size,) else 1
+    shape = (len(names), layout.cells.size * memories, 4)
     sound = q_tables.dtype == np.float64 and q_tables.shape == shape and np.isfinite(q_tables).all()
     counts = np.issubdtype(visits.dtype, np.integer) and visits.shape == shape and (visits >= 0).all()
     if not names or not sound or not counts:

@@ -1,7 +1,8 @@
 """Following a policy through the world: paths, events, returns.
 
 A policy is deterministic, so a start state has one path. It ends at the exit, in a hazard, or where the policy bumps:
-nothing changes by bumping, so an agent that bumps is stuck there until the horizon (-1 for every step left).
+nothing changes by bumping, so an agent that bumps is stuck there until the horizon (-1 for every step left). Where
+moves lead back it can also run out of time: that is being stuck as well, without a bump.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numba import njit
 
-from lever_lib.envs.gridworld import ENTER_EXIT, ENTER_GOLD, ENTER_HAZARD, ENTER_LEVER, Layout, States, Transitions
+from lever_lib.envs.gridworld import (
+    BUMP,
+    ENTER_EXIT,
+    ENTER_GOLD,
+    ENTER_HAZARD,
+    ENTER_LEVER,
+    Layout,
+    States,
+    Transitions,
+)
 from lever_lib.envs.rewards import EVENTS, RewardSystem
 
 END_EXIT, END_HAZARD, END_STUCK = range(3)
@@ -27,8 +37,9 @@ class Paths(NamedTuple):
     Attributes:
         cells: int32 (K, T + 1); cells visited, first the start; valid up to `steps`.
         actions: int8 (K, T + 1); action taken in each cell; the last valid one, at `steps`, is the bump of a
-            stuck policy.
-        steps: int32 (K,); moves made before the end.
+            stuck policy, unless time ran out.
+        steps: int32 (K,); steps before the end; as many as the horizon where time ran out. A bump before the end, as
+            only a plan that waits would do it, is a step to the same cell.
         end: int8 (K,); `END_EXIT`, `END_HAZARD` or `END_STUCK`.
     """
 
@@ -107,19 +118,20 @@ def outcome(layout: Layout, system: RewardSystem, starts: States, paths: Paths) 
     steps = int(paths.steps[0])
     stuck = bool(paths.end[0] == END_STUCK)
     value = returns(event_counts(layout, starts, paths), [system])[0, 0]
-    return Outcome(float(value), stuck, paths.cells[0, : steps + 1].copy(), paths.actions[0, : steps + stuck].copy())
+    acted = steps + (stuck and steps < layout.horizon)
+    return Outcome(float(value), stuck, paths.cells[0, : steps + 1].copy(), paths.actions[0, :acted].copy())
 
 
 @njit(cache=True, nogil=True)
 def move(
     transitions: Transitions, gold_index: np.ndarray, golds: np.ndarray, s: int, a: int, left: int, taken: int
 ) -> tuple[int, int, int, int]:
-    """One move of a path that enters no cell twice; for kernels.
+    """One move; for kernels.
 
     Args:
         transitions: of the layout.
         gold_index: of the layout.
-        golds: which golds were left at the start of the path, bool (G,).
+        golds: which golds are left, bool (G,); changed in place.
         s: cell.
         a: action; not a bump.
         left: golds left.
@@ -135,8 +147,41 @@ def move(
     if e == ENTER_HAZARD:
         return s, left, taken, END_HAZARD
     if e == ENTER_GOLD and golds[gold_index[s]]:
+        golds[gold_index[s]] = False
         return s, left - 1, taken, GOES_ON
     return s, left, 1 if e == ENTER_LEVER else taken, GOES_ON
+
+
+@njit(cache=True, nogil=True)
+def count_move(
+    transitions: Transitions,
+    gold_index: np.ndarray,
+    golds: np.ndarray,
+    s: int,
+    a: int,
+    left: int,
+    taken: int,
+    counts: np.ndarray,
+) -> tuple[int, int, int, int]:
+    """As `move`, and count what happens, in the order of `EVENTS`; for kernels."""
+    if transitions.event[s, a] == BUMP:
+        counts[_BUMP] += 1
+        return s, left, taken, GOES_ON
+    after, left_after, taken_after, end = move(transitions, gold_index, golds, s, a, left, taken)
+    if end == END_HAZARD:
+        counts[_HAZARD] += 1
+        return after, left_after, taken_after, end
+    counts[_STEP] += 1
+    counts[_NEIGHBOUR] += transitions.hazard_neighbours[s, a]
+    counts[_GOLD] += left - left_after
+    counts[_LEVER] += taken_after - taken
+    if end == END_EXIT:
+        counts[_EXIT] += 1
+        counts[_ALL] += left == 0
+        counts[_SOME] += left > 0
+        counts[_SHARE] += left / max(len(golds), 1)
+        counts[_WITH_LEVER] += taken
+    return after, left_after, taken_after, end
 
 
 @njit(cache=True, nogil=True)
@@ -148,35 +193,12 @@ def _count_events(
     paths: Paths,
     out: np.ndarray,
 ) -> None:
-    next_cell, event, hazard_neighbours = transitions
-    _, golds, lever = starts
     cells, actions, steps, end = paths
-    total = golds.shape[1]
     for k in range(len(steps)):
-        left = 0
-        for g in range(total):
-            left += golds[k, g]
-        taken = lever[k]
+        golds = starts.golds[k].copy()
+        left, taken = golds.sum(), int(starts.lever[k])
         for t in range(steps[k]):
             s, a = cells[k, t], actions[k, t]
-            e = event[s, a]
-            if e == ENTER_HAZARD:
-                out[k, _HAZARD] += 1
-                continue
-            out[k, _STEP] += 1
-            out[k, _NEIGHBOUR] += hazard_neighbours[s, a]
-            entered = next_cell[s, a]
-            if e == ENTER_GOLD and golds[k, gold_index[entered]]:
-                out[k, _GOLD] += 1
-                left -= 1
-            elif e == ENTER_LEVER and not taken:
-                out[k, _LEVER] += 1
-                taken = True
-            elif e == ENTER_EXIT:
-                out[k, _EXIT] += 1
-                out[k, _ALL] += left == 0
-                out[k, _SOME] += left > 0
-                out[k, _SHARE] += left / max(total, 1)
-                out[k, _WITH_LEVER] += taken
+            _, left, taken, _ = count_move(transitions, gold_index, golds, s, a, left, taken, out[k])
         if end[k] == END_STUCK:
             out[k, _BUMP] += horizon - steps[k]

@@ -24,6 +24,7 @@ from lever_lib.regressor import Medians, Predictor
 from lever_lib.rollout import Policy
 from lever_lib.seeding import stream
 from lever_lib.strategies import choices, combinations
+from lever_lib.timed_planning import plannable
 
 _SIZES = (8, 12, 16, 24, 32, 48)
 _OBJECTS = (6, 4, 4)  # golds, blocks, hazards while the grid grows: those of 8x8, so that nothing else grows
@@ -49,7 +50,8 @@ def measure_costs(params: Params) -> pd.DataFrame:
         `distinct` tells how many of the policies composed at once, or of the combinations, act differently: what acts
         alike is done once.
     """
-    sizes = tqdm(_SIZES, desc="worlds to measure in", unit="grid")
+    possible = [size for size in _SIZES if plannable(make_layout(_resized(params, size).grid, 0))]
+    sizes = tqdm(possible, desc="worlds to measure in", unit="grid")
     worlds = {size: hard_question(_resized(params, size), _SNAPSHOTS) for size in sizes}
     pool, embedder, candidates = hard_question(params, _SNAPSHOTS)
     jobs: list[tuple[str, int, Pool, Embedder, list]] = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-STEPS = {"forward": [(0, 1), (1, 0), (0, 2), (2, 0)]}
+STEPS = {"forward": [(0, 1), (1, 0), (0, 2), (2, 0)], "cardinal": [(0, 1), (1, 0), (0, -1), (-1, 0)]}
 
 
 class World:

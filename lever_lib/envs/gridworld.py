@@ -29,8 +29,12 @@ from lever_lib.params import Grid
 # (row, column) steps of actions 0..3. A double step jumps over whatever lies between.
 MOVE_SETS: dict[str, tuple[tuple[int, int], ...]] = {
     "forward": ((0, 1), (1, 0), (0, 2), (2, 0)),
+    "cardinal": ((0, 1), (1, 0), (0, -1), (-1, 0)),
 }
-ACTION_NAMES: dict[str, tuple[str, ...]] = {"forward": ("right", "down", "right x2", "down x2")}
+ACTION_NAMES: dict[str, tuple[str, ...]] = {
+    "forward": ("right", "down", "right x2", "down x2"),
+    "cardinal": ("right", "down", "left", "up"),
+}
 ACTIONS = 4
 
 # What happens on taking an action: codes in Transitions.event.
@@ -140,9 +144,14 @@ class Layout:
         return self.cells.size
 
     @property
+    def cyclic(self) -> bool:
+        """Whether moves can lead back to a cell: then history is more than a count, and time has to be planned with."""
+        return any(min(step) < 0 for step in MOVE_SETS[self.moves])
+
+    @property
     def longest_path(self) -> int:
         """Moves of an episode at most, bumps not counted: forward moves go right or down, at least one cell."""
-        return 2 * (self.size - 1)
+        return self.horizon if self.cyclic else 2 * (self.size - 1)
 
     @cached_property
     def golds(self) -> np.ndarray:
@@ -158,7 +167,12 @@ class Layout:
 
     @cached_property
     def fewest_golds(self) -> np.ndarray:
-        """Golds left at the least in each cell of an episode, int32 (S,); G + 1 in cells that no episode reaches."""
+        """Golds left at the least in each cell of an episode, int32 (S,); G + 1 in cells that no episode reaches.
+
+        Where moves lead back, 0: nobody asks.
+        """
+        if self.cyclic:
+            return np.zeros(self.horizon, np.int32)
         return _fewest_golds(self.transitions, len(self.golds))
 
     @cached_property
@@ -302,6 +316,25 @@ def _fewest_golds(transitions: Transitions, golds: int) -> np.ndarray:
                 s_after = next_cell[s, a]
                 fewest[s_after] = min(fewest[s_after], fewest[s] - (event[s, a] == ENTER_GOLD))
     return fewest
+
+
+@njit(cache=True, nogil=True)
+def state_row(s: int, left: int, taken: int, golds: int, memories: int) -> int:
+    """Row of a table that is indexed by the cell (`memories` = 1), or by (cell, golds left, lever taken); for kernels.
+
+    Args:
+        s: cell.
+        left: golds left.
+        taken: 1 if the lever was taken.
+        golds: in the layout.
+        memories: rows per cell, 1 or `memory_count(golds)`.
+    """
+    return s if memories == 1 else (s * (golds + 1) + left) * 2 + taken
+
+
+def memory_count(golds: int) -> int:
+    """How many combinations there are of golds left and lever taken."""
+    return 2 * (golds + 1)
 
 
 def restrict(transitions: Transitions, support: np.ndarray) -> Transitions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +18,10 @@ from lever_lib.envs.gridworld import (
     StatePay,
     States,
     Transitions,
+    state_row,
 )
-from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, GOES_ON, Paths, empty_paths, move
+from lever_lib.envs.rewards import EVENTS, RewardSystem
+from lever_lib.rollout import END_EXIT, END_HAZARD, END_STUCK, GOES_ON, Paths, count_move, empty_paths, move
 
 
 class Episode(NamedTuple):
@@ -40,6 +42,9 @@ class Episode(NamedTuple):
     hazard_steps: np.ndarray
 
 
+_BUMP = EVENTS.index("bump")
+
+
 @dataclass(frozen=True)
 class PolicyRecord:
     """One policy of a library, whatever trained it.
@@ -53,8 +58,8 @@ class PolicyRecord:
         snapshot: share of the budget it was taken at.
         episodes: episodes trained so far.
         description: sentence it is found by.
-        q_table: action values, float64 (S, 4).
-        visits: times each action was taken in each cell so far, int64 (S, 4).
+        q_table: action values, float64 (S, 4); or (S * 2 (G + 1), 4), where golds left and lever count as state.
+        visits: times each action was taken so far, int64 of the same shape.
         episode: the training episode at the snapshot.
         train_seconds: CPU seconds of training so far; nan if nobody knows.
     """
@@ -84,10 +89,10 @@ def greedy_actions(q_tables: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CellPolicy:
-    """Acts by the cell alone.
+    """Acts by the cell alone, or by (cell, golds left, lever taken) where its table is longer.
 
     Attributes:
-        actions: int8 (S,).
+        actions: int8 (S,), or (S * 2 (G + 1),) with rows as `state_row` numbers them.
     """
 
     actions: np.ndarray
@@ -95,29 +100,31 @@ class CellPolicy:
     def paths(self, layout: Layout, starts: States) -> Paths:
         """Follow the policy from each start state."""
         paths = empty_paths(layout, len(starts.cells))
-        _cell_paths(layout.transitions, self.actions, starts.cells, paths)
+        _cell_paths(layout.transitions, layout.gold_index, self.actions, starts, paths)
         return paths
 
 
 @njit(cache=True, nogil=True)
-def _cell_paths(transitions: Transitions, policy: np.ndarray, start_cells: np.ndarray, paths: Paths) -> None:
-    next_cell, event, _ = transitions
+def _cell_paths(
+    transitions: Transitions, gold_index: np.ndarray, policy: np.ndarray, starts: States, paths: Paths
+) -> None:
+    event = transitions.event
     cells, actions, steps, end = paths
-    for k in range(len(start_cells)):
-        s = start_cells[k]
-        n = 0
+    horizon, total = len(event), starts.golds.shape[1]
+    memories = len(policy) // horizon
+    for k in range(len(steps)):
+        golds = starts.golds[k].copy()
+        s, left, taken, n = starts.cells[k], golds.sum(), int(starts.lever[k]), 0
         while True:
-            a = policy[s]
+            a = policy[state_row(s, left, taken, total, memories)]
             cells[k, n], actions[k, n] = s, a
-            e = event[s, a]
-            if e == BUMP:
+            if n == horizon or event[s, a] == BUMP:
                 end[k] = END_STUCK
                 break
-            s = next_cell[s, a]
+            s, left, taken, end[k] = move(transitions, gold_index, golds, s, a, left, taken)
             n += 1
-            if e in (ENTER_EXIT, ENTER_HAZARD):
+            if end[k] != GOES_ON:
                 cells[k, n] = s
-                end[k] = END_EXIT if e == ENTER_EXIT else END_HAZARD
                 break
         steps[k] = n
 
@@ -271,20 +278,143 @@ def _successor_paths(
     paths: Paths,
 ) -> None:
     event = transitions.event
-    start_cells, golds, lever = starts
+    start_cells, _, lever = starts
     cells, actions, steps, end = paths
     for k in range(len(start_cells)):
-        s, taken, n = start_cells[k], int(lever[k]), 0
-        left = 0
-        for g in range(golds.shape[1]):
-            left += golds[k, g]
+        golds = starts.golds[k].copy()
+        s, taken, n, left = start_cells[k], int(lever[k]), 0, golds.sum()
         while True:
             a = _best_action(s, left, taken, horizon - n, values)
             cells[k, n], actions[k, n] = s, a
             if event[s, a] == BUMP:
                 end[k] = END_STUCK
                 break
-            s, left, taken, end[k] = move(transitions, gold_index, golds[k], s, a, left, taken)
+            s, left, taken, end[k] = move(transitions, gold_index, golds, s, a, left, taken)
+            n += 1
+            if end[k] != GOES_ON:
+                cells[k, n] = s
+                break
+        steps[k] = n
+
+
+@dataclass(frozen=True)
+class FollowedSuccessors:
+    """Successor features of M policies whose future is more than a matter of the cell: followed when asked for.
+
+    So it is where moves lead back (golds and steps left count) and where policies act by golds left and lever. Who
+    holds this can ask what happens after an action, and learns nothing else about the world.
+
+    Attributes:
+        policies: actions, int8 (M, S) or (M, S * 2 (G + 1)).
+        layout: the world they are followed in.
+    """
+
+    policies: np.ndarray
+    layout: Layout = field(repr=False)
+
+    def events(self, cell: int, golds: np.ndarray, lever: bool, steps_left: int) -> np.ndarray:
+        """What happens in the steps left after each action and each policy from then on, float64 (M, 4, E).
+
+        Args:
+            cell: where the agent is.
+            golds: which golds are left, bool (G,).
+            lever: whether the lever was taken.
+            steps_left: of the horizon.
+        """
+        out = np.zeros((len(self.policies), 4, len(EVENTS)))
+        world = (self.layout.transitions, self.layout.gold_index)
+        for m, policy in enumerate(self.policies):
+            for a in range(4):
+                _follow(*world, policy, (cell, a, steps_left), golds.copy(), int(lever), out[m, a])
+        return out
+
+    def promised(self, system: RewardSystem) -> float:
+        """The best that following one of the policies after any first action returns from the start."""
+        golds, horizon, bumps = len(self.layout.golds), self.layout.horizon, self.layout.transitions.event[0] == BUMP
+        values = self.events(0, np.ones(golds, bool), False, horizon) @ system.weights
+        own = self.policies[:, state_row(0, golds, 0, golds, self.policies.shape[1] // horizon)]
+        values[:, bumps] = np.where(bumps[own][:, None], values[:, bumps], -np.inf)  # no bump, then moving on
+        return float(values.max())
+
+
+@dataclass(frozen=True)
+class FollowedPolicy:
+    """Generalised policy improvement on (cell, golds left, lever taken, steps left); as `SuccessorPolicy`.
+
+    Attributes:
+        psi: of M policies.
+        system: the reward it is wanted for.
+
+    Source: Barreto et al. (2017), theorem 1; with a horizon, the proof is an induction over the steps left.
+    """
+
+    psi: FollowedSuccessors
+    system: RewardSystem
+
+    def paths(self, layout: Layout, starts: States) -> Paths:
+        """Follow the policy from each start state, a full horizon ahead."""
+        paths = empty_paths(layout, len(starts.cells))
+        _followed_paths(layout.transitions, layout.gold_index, self.psi.policies, self.system.weights, starts, paths)
+        return paths
+
+
+@njit(cache=True, nogil=True)
+def _follow(
+    transitions: Transitions,
+    gold_index: np.ndarray,
+    policy: np.ndarray,
+    first: tuple[int, int, int],
+    golds: np.ndarray,
+    taken: int,
+    counts: np.ndarray,
+) -> None:
+    """Count the events after (cell, action, steps left); `golds` is used up."""
+    s, a, steps_left = first
+    left, total, horizon = golds.sum(), len(golds), len(transitions.event)
+    memories = len(policy) // horizon
+    while steps_left > 0:
+        s, left, taken, end = count_move(transitions, gold_index, golds, s, a, left, taken, counts)
+        steps_left -= 1
+        if end != GOES_ON:
+            return
+        a = policy[state_row(s, left, taken, total, memories)]
+        if transitions.event[s, a] == BUMP:
+            counts[_BUMP] += steps_left
+            return
+
+
+@njit(cache=True, nogil=True)
+def _followed_paths(
+    transitions: Transitions,
+    gold_index: np.ndarray,
+    policies: np.ndarray,
+    weights: np.ndarray,
+    starts: States,
+    paths: Paths,
+) -> None:
+    cells, actions, steps, end = paths
+    horizon = len(transitions.event)
+    counts = np.empty(len(weights))
+    for k in range(len(steps)):
+        golds = starts.golds[k].copy()
+        s, left, taken, n = starts.cells[k], golds.sum(), int(starts.lever[k]), 0
+        while True:
+            best, best_value = 0, -np.inf
+            row = state_row(s, left, taken, len(golds), policies.shape[1] // horizon)
+            for a in range(4):
+                for m in range(len(policies)):
+                    if transitions.event[s, a] == BUMP and transitions.event[s, policies[m, row]] != BUMP:
+                        continue  # bump, then move on
+                    counts[:] = 0
+                    _follow(transitions, gold_index, policies[m], (s, a, horizon - n), golds.copy(), taken, counts)
+                    value = np.dot(counts, weights)
+                    if value > best_value + 1e-9:  # rounding must not break ties
+                        best, best_value = a, value
+            cells[k, n], actions[k, n] = s, best
+            if n == horizon or transitions.event[s, best] == BUMP:
+                end[k] = END_STUCK
+                break
+            s, left, taken, end[k] = move(transitions, gold_index, golds, s, best, left, taken)
             n += 1
             if end[k] != GOES_ON:
                 cells[k, n] = s

@@ -1,6 +1,7 @@
 """Tabular SARSA: the policy source of the published study.
 
-Q is indexed by the cell alone, starts at 0 and learns from epsilon-greedy episodes:
+Q is indexed by the cell alone, as published, or by (cell, golds left, lever taken), on which all rewards depend
+(`sarsa.state`). It starts at 0 and learns from epsilon-greedy episodes:
 Q(s, a) += alpha * (r + gamma * Q(s', a') - Q(s, a)), with target r at a terminal cell (Sutton & Barto, 2018,
 section 6.4). Training runs in chunks of at most `CHUNK` episodes of one compiled kernel that carries its random
 state along, so chunk borders change nothing but when progress shows and Ctrl-C is heard.
@@ -24,6 +25,8 @@ from lever_lib.envs.gridworld import (
     RewardTables,
     Transitions,
     enter,
+    memory_count,
+    state_row,
 )
 from lever_lib.envs.layouts import HAZARD, LEVER
 from lever_lib.envs.rewards import RewardSystem
@@ -80,8 +83,8 @@ class SarsaState(NamedTuple):
     """What a run carries from chunk to chunk.
 
     Attributes:
-        q: action values, float64 (S, 4).
-        visits: times each action was taken, int64 (S, 4).
+        q: action values, float64 (S, 4), or (S * 2 (G + 1), 4) with rows as `state_row` numbers them.
+        visits: times each action was taken, int64, as many.
         entered: number of the episode that last entered a cell, int64 (S,); tells first entries apart.
         path: cells and actions of the chunk's last episode, int32 (S + 1, 2).
     """
@@ -100,9 +103,10 @@ def train(job: TrainingJob) -> tuple[list[PolicyRecord], list[CurvePoint]]:
     """
     layout, marks = job.layout, job.marks
     cells = layout.cells.size
+    rows = cells * (memory_count(len(layout.golds)) if job.sarsa.state == "augmented" else 1)
     state = SarsaState(
-        np.zeros((cells, 4)),
-        np.zeros((cells, 4), np.int64),
+        np.zeros((rows, 4)),
+        np.zeros((rows, 4), np.int64),
         np.full(cells, -1, np.int64),
         np.zeros((cells + 1, 2), np.int32),
     )
@@ -211,14 +215,16 @@ def sarsa_chunk(
     alpha, gamma, decay, epsilon_min = settings
     q, visits, entered, path = state
     horizon, golds = len(next_cell), pay.exit.shape[0] - 1
+    memories = len(q) // horizon
     total, t = 0.0, 0
     for number in range(first, first + episodes):
         recording = number == first + episodes - 1
         s, left, taken, t = 0, golds, 0, 0
-        a = _choose(q, s, epsilon, rng)
+        row = state_row(s, left, taken, golds, memories)
+        a = _choose(q, row, epsilon, rng)
         ended = False
         while not ended and t < horizon:
-            visits[s, a] += 1
+            visits[row, a] += 1
             if recording:
                 path[t, 0], path[t, 1] = s, a
             t += 1
@@ -232,12 +238,13 @@ def sarsa_chunk(
                 entered[s_after] = number
             total += reward
             if ended:
-                q[s, a] += alpha * (reward - q[s, a])
+                q[row, a] += alpha * (reward - q[row, a])
                 s = s_after
             else:
-                a_after = _choose(q, s_after, epsilon, rng)
-                q[s, a] += alpha * (reward + gamma * q[s_after, a_after] - q[s, a])
-                s, a = s_after, a_after
+                row_after = state_row(s_after, left, taken, golds, memories)
+                a_after = _choose(q, row_after, epsilon, rng)
+                q[row, a] += alpha * (reward + gamma * q[row_after, a_after] - q[row, a])
+                s, a, row = s_after, a_after, row_after
         if recording:
             path[t, 0] = s
         epsilon = max(epsilon_min, epsilon * decay)
