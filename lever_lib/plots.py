@@ -475,6 +475,8 @@ def regret_parts(regret: pd.DataFrame, title: str) -> Figure:
 def library_changes(changes: pd.DataFrame, labels: dict[str, str], title: str) -> Figure:
     """Share of the optimum as one thing about the library or the question changes: a panel each, a line per method.
 
+    What is below 0 is out of the picture.
+
     Args:
         changes: columns `change, value, method, share, low, high`.
         labels: what the axis of each change is called, by change, in the order of the panels.
@@ -496,6 +498,7 @@ def library_changes(changes: pd.DataFrame, labels: dict[str, str], title: str) -
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
         words = [str(value).replace(", ", "\n") for value in values]
         axes.set(xticks=range(len(values)), xticklabels=words, xlabel=label)
+    panels.flat[0].set_ylim(max(0, panels.flat[0].get_ylim()[0]), None)
     for axes in panels[:, 0]:
         axes.set_ylabel("return / optimum")
     for axes in list(panels.flat)[len(labels) :]:

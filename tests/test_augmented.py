@@ -27,7 +27,7 @@ def augmented_tables(layout, count, seed):
     return np.random.default_rng(seed).normal(size=(count, rows, 4))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(layouts(6), systems, st.integers(0, 2**16))
 def test_a_policy_acts_by_golds_left_and_lever_too(layout, system, seed):
     actions = augmented_tables(layout, 1, seed)[0].argmax(axis=1).astype(np.int8)
@@ -42,7 +42,7 @@ def test_a_policy_acts_by_golds_left_and_lever_too(layout, system, seed):
     assert found.return_ == pytest.approx(total, abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(layouts(6), systems, st.integers(1, 3), st.integers(0, 2**16))
 def test_rungs_are_nested(layout, system, count, seed):
     tables = augmented_tables(layout, count, seed)
@@ -62,7 +62,7 @@ def test_rungs_are_nested(layout, system, count, seed):
     assert earned["gpi"] >= max(singles) - 1e-6
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(layouts(6), systems, st.integers(0, 2**16))
 def test_tables_that_say_the_same_everywhere_compose_as_cell_tables_do(layout, system, seed):
     plain = np.random.default_rng(seed).normal(size=(2, layout.horizon, 4))
@@ -97,5 +97,5 @@ def test_a_library_of_augmented_tables(smoke_params, tmp_path):
     library = build_library(params, Outputs("smoke", params, tmp_path))
     assert library.q_tables.shape[1:] == library.visits.shape[1:] == (36 * memory_count(4), 4)
     rows = "S . . . . .\n. . . . . .\n. G . . . .\n. . . . . .\n. . . . . .\n. . . . . E"
-    with pytest.raises(LeverError, match="has 1 golds; .* there must be 4"):
+    with pytest.raises(LeverError, match=r"has 1 golds; .* there must be 4"):
         check_layout(layout_from_text(rows, "own"), library)

@@ -60,5 +60,6 @@ def test_from_the_first_unrecorded_transition_on_the_worst_is_assumed():
     assert found.return_ == recorded_return(pool, (0,), found)
     last = found.cells[len(found.actions) - 1], found.actions[-1]
     pool.visits[0, last[0], last[1]] = 0
+    pool = pool.fresh()
     assert LINE.transitions.event[last] != BUMP
     assert recorded_return(pool, (0,), found) == -4 - 100, "a detour and then a hazard, not staying"

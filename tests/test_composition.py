@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lever_lib import composition
 from lever_lib.composition import METHODS, Experience, Pool, QTables, Successors, Support, bounds, method, prune
-from lever_lib.envs.gridworld import BUMP, UNKNOWN, States, layout_from_text, make_layout
+from lever_lib.envs.gridworld import BUMP, ENTER_GOLD, UNKNOWN, States, layout_from_text, make_layout
 from lever_lib.envs.rewards import EVENTS, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.integer_bounds import upper_bound_by_integers
@@ -175,8 +175,8 @@ def test_a_view_shows_its_rung_and_no_more(corridor):
     pool = pool_of(corridor, reward_system("path-gold"), 3, 0)
     names = {rung: set(vars(pool.view(RUNG[rung], (0, 2)))) for rung in range(4)}
     assert names[0] == {"q_tables"}
-    assert names[1] - names[0] == {"psi", "fixed", "pay"}
-    assert names[2] - names[1] == {"transitions", "rewards", "fewest_golds"}
+    assert names[1] - names[0] == {"psi", "fixed", "pay", "system"}
+    assert names[2] - names[1] == {"transitions", "rewards", "fewest_golds", "gold_index", "cyclic"}
     assert names[3] - names[2] == {"visits", "alpha"}
     assert [type(pool.view(RUNG[rung], (0,))) for rung in range(4)] == [QTables, Successors, Support, Experience]
     view = pool.view(RUNG[3], (2, 0))
@@ -193,6 +193,8 @@ def test_transitions_outside_the_support_are_not_handed_out(corridor):
         view = pool.view(RUNG[rung], (0, 1))
         assert (view.transitions.event[~support] == UNKNOWN).all()
         assert (view.transitions.event[support] != UNKNOWN).all()
+        shown = np.flatnonzero(view.gold_index >= 0)
+        assert np.isin(shown, view.transitions.next_cell[view.transitions.event == ENTER_GOLD]).all()
         assert (view.rewards.fixed[~support] == 0).all()
 
 
@@ -345,3 +347,20 @@ def test_a_method_of_ones_own(corridor, monkeypatch):
         composition.register("odd", rung=7)
     with pytest.raises(LeverError, match="must be one of qsum, softmax, gpi, switch, exnonzero"):
         method("nope")
+
+
+@given(layouts(), systems, st.integers(0, 2**16))
+def test_supports_grow_with_policies(layout, system, seed):
+    pool = pool_of(layout, system, 3, seed, visited=0.3)
+    cells, few, all_ = np.arange(layout.horizon), (0, 1), (0, 1, 2)
+    greedy = {members: np.zeros((layout.horizon, 4), bool) for members in (few, all_)}
+    for members, support in greedy.items():
+        for member in members:
+            support[cells, pool.actions[member]] = True
+        assert (support <= pool.support(members)).all()
+    believed = RUNG[3]
+    seen = pool.total_visits(few) > 0
+    assert (greedy[few] <= pool.support(all_)).all()
+    assert (seen <= pool.row_support(believed, all_)).all()
+    best = [optimum(layout, system, greedy[members]).return_ for members in (few, all_)]
+    assert best[0] <= best[1] + 1e-9

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lever_lib.artifacts import Outputs
-from lever_lib.composition import METHODS, Pool, everyday_methods
+from lever_lib.composition import Pool, everyday_methods
 from lever_lib.envs.rewards import reward_system
 from lever_lib.experiment import experiment_jobs, load_results, run_job
 from lever_lib.params import Execution, Pi2Vec
@@ -125,7 +125,7 @@ def test_rows_are_what_a_single_run_would_choose(smoke, smoke_outputs):
     system = reward_system(asked.query.setup)
     pool = Pool(job.embedder.layout, system, job.q_tables, job.visits, job.alpha)
     found = load_results(smoke_outputs)
-    for method in METHODS.values():
+    for method in everyday_methods():
         for k, strategy in ((1, "targeted"), (2, None), (3, "hybrid"), (4, None), (5, "exhaustive")):
             combos = combinations("hybrid", asked.candidates, k, ())
             alone = choose(pool.fresh(), method, combos, job.embedder, job.predictor)

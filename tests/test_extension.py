@@ -352,8 +352,7 @@ def test_counts_too_large_for_the_files_are_kept_at_the_largest(opened):
 
 def test_more_gold_than_the_features_hold_is_refused():
     crowded = layout_from_text("\n".join(["S" + "G" * 7, *["G" * 8] * 6, "G" * 7 + "E"]), "crowded")
-    grid = load_params("8x8").grid
-    eight = SimpleNamespace(spec="8x8", layouts={}, params=SimpleNamespace(grid=grid))
+    eight = SimpleNamespace(spec="8x8", layouts={}, params=load_params("8x8"))
     with pytest.raises(LeverError, match="62 golds, at most 50"):
         check_layout(crowded, eight)
 

@@ -24,8 +24,8 @@ def table(few):
 
 
 def test_every_change_is_measured_with_every_method(table):
-    assert set(table["method"]) == set(ladder.COMPOSED)
-    assert set(table["change"]) == {"snapshots", "systems", "budget", "hazards", "objectives"}
+    assert set(table["method"]) == {*ladder.COMPOSED, ladder.SCRATCH}
+    assert set(table["change"]) == {"snapshots", "systems", "budget", "hazards", "objectives", "discount", "moves"}
     assert (table["layouts"] == 3).all()
     assert (table["share"] <= 1 + 1e-9).all()
     assert list(table) == column_dictionary("ladder/library.csv").index.tolist()

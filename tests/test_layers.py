@@ -20,6 +20,7 @@ LAYERS = [
         "policies.ppo",
         "rollout",
         "planning",
+        "timed_planning",
     },
     {
         "library",

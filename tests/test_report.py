@@ -242,3 +242,26 @@ def test_published_seconds_stand_apart_from_ours():
     overall = report.overall(table).iloc[0]
     assert overall["published_seconds"] == pytest.approx(14.26, abs=0.01), "of all libraries, classes by their rows"
     assert report.all_seconds(timings, "8x8")["published_seconds"].isna().all()
+
+
+def test_hybrid_seconds_stand_beside_those_of_all_combinations():
+    rows = [
+        (query, setup, strategy, method, 0.2 * factor, 0.1 * factor)
+        for query, setup in (
+            ("trivial", "path-gold"),
+            ("trivial", "path-gold-hazard-lever"),
+            ("double", "path-gold-hazard"),
+        )
+        for method, scale in (("qsum", 1), ("gpi", 3))
+        for strategy, factor in (("targeted", 1), ("hybrid", 2 * scale), ("exhaustive", 8 * scale), ("library", 5))
+    ]
+    columns = ["query_class", "setup", "strategy", "method", "seconds_compose", "seconds_score"]
+    table = report.hybrid_seconds(pd.DataFrame(rows, columns=columns))
+    assert table[["method", "parts", "rows"]].to_numpy().tolist() == [
+        ["qsum", 2, 2],
+        ["gpi", 2, 2],
+        ["qsum", 4, 1],
+        ["gpi", 4, 1],
+    ]
+    assert table["hybrid"].tolist() == pytest.approx([0.6, 1.8, 0.6, 1.8])
+    assert table["ratio"].tolist() == pytest.approx([0.25] * 4)

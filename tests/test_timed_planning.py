@@ -1,5 +1,6 @@
 """Moves that lead back: planning, following and composing against rules written a second time."""
 
+import json
 from functools import cache
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lever_lib.__main__ import main
 from lever_lib.certificate import certify, upper_bound
 from lever_lib.composition import METHODS, Pool, method, prune
 from lever_lib.envs.features import feature_tables, features
@@ -15,7 +17,8 @@ from lever_lib.envs.layouts import sample_layout
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
 from lever_lib.integer_bounds import upper_bound_by_integers
-from lever_lib.params import Grid
+from lever_lib.notebooks import check_spec
+from lever_lib.params import PARAMS_FOLDER, Grid
 from lever_lib.pi2vec import path_pairs, successor_features
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy, FollowedSuccessors
@@ -57,7 +60,7 @@ def best_by_trying(layout, system, support):
     return value(0, (True,) * len(layout.golds), False, layout.horizon)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(worlds(), systems, st.integers(0, 2**16), st.booleans())
 def test_the_optimum_is_what_trying_everything_finds(layout, system, seed, everything):
     support = np.random.default_rng(seed).random((layout.horizon, 4)) < 0.7
@@ -66,7 +69,7 @@ def test_the_optimum_is_what_trying_everything_finds(layout, system, seed, every
     assert found.return_ == pytest.approx(best_by_trying(layout, system, support), abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(worlds(), systems, st.integers(0, 2**16))
 def test_a_policy_is_followed_round_in_circles_to_the_horizon(layout, system, seed):
     actions = np.random.default_rng(seed).integers(0, 4, layout.horizon).astype(np.int8)
@@ -76,7 +79,7 @@ def test_a_policy_is_followed_round_in_circles_to_the_horizon(layout, system, se
     assert found.stuck == stuck
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(worlds(), systems, st.integers(1, 4), st.integers(0, 2**16))
 def test_rungs_are_nested_and_certificates_hold(layout, system, count, seed):
     visits = np.random.default_rng(seed).integers(0, 3, (count, layout.horizon, 4)).astype(np.int32)
@@ -94,19 +97,20 @@ def test_rungs_are_nested_and_certificates_hold(layout, system, count, seed):
         assert best <= certificate.upper + 1e-6
     singles = [evaluate(CellPolicy(row), layout, system).return_ for row in pool.actions]
     assert earned["gpi"] >= max(singles) - 1e-6
-    assert earned["gpi"] >= certify(pool, METHODS["gpi"], members, pool.compose(METHODS["gpi"], members)).estimate - 1e-6
+    improved = pool.compose(METHODS["gpi"], members)
+    assert earned["gpi"] >= certify(pool, METHODS["gpi"], members, improved).estimate - 1e-6
     assert earned["switch"] == pytest.approx(pool.support_return(METHODS["switch"], members), abs=1e-6)
     assert earned["switch"] >= earned["gpi"] - 1e-6
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(worlds(), systems)
 def test_who_knows_everything_is_bounded_by_the_optimum(layout, system):
     known = np.ones((layout.horizon, 4), bool)
     assert upper_bound(layout, system, known) == pytest.approx(optimum(layout, system).return_, abs=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(worlds(), systems, st.integers(0, 2**16))
 def test_psi_counts_what_happens(layout, system, seed):
     q_tables = random_q_tables(layout, 2, seed)
@@ -165,3 +169,28 @@ def test_too_many_golds_to_remember_are_refused_but_bounded():
     few = make_layout(Grid(6, 4, 2, 2, "cardinal"), 0)
     system = reward_system("path-gold")
     assert upper_bound(few, system, np.zeros((36, 4), bool)) >= optimum(few, system).return_
+
+
+@pytest.fixture
+def crowded(monkeypatch, tmp_path):
+    """A spec with cardinal moves and more golds than can be remembered."""
+    text = (PARAMS_FOLDER / "16x16.yaml").read_text()
+    text = text.replace("moves: forward", "moves: cardinal").replace("source: study", "source: library")
+    (tmp_path / "crowded.yaml").write_text(text)
+    monkeypatch.setattr("lever_lib.params.PARAMS_FOLDER", tmp_path)
+    return "crowded"
+
+
+def test_the_command_line_states_a_bound_where_the_optimum_is_out_of_reach(crowded, capsys):
+    assert main(["optimum", "--spec", crowded, "--seed", "0", "--setup", "path-gold", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["optimum"] is None
+    assert answer["path"] is None
+    assert answer["upper_bound"] <= 200 + 50 * 5
+    assert main(["optimum", "--spec", crowded, "--seed", "0", "--setup", "path-gold"]) == 0
+    assert f"no return exceeds {answer['upper_bound']:.2f}" in capsys.readouterr().out
+
+
+def test_such_a_spec_is_refused_before_anything_runs(crowded):
+    with pytest.raises(LeverError, match=r"params/crowded.yaml: grid: .* states to plan for"):
+        check_spec(crowded)
