@@ -171,6 +171,17 @@ def test_its_ladder_is_that_of_the_committed_tables(row, strategy, method):
     assert told(row)[2:] == shares("ladder", strategy, method)
 
 
+@pytest.mark.parametrize("moves", ["forward", "cardinal"])
+@pytest.mark.parametrize(("row", "method"), [("`gpi`, whole library", "gpi"), ("SARSA on the question itself", "scratch")])
+def test_its_tables_by_state_are_those_of_the_committed_ladder(moves, row, method):
+    found = pd.read_csv(ROOT / "outputs" / "8x8" / "ladder" / "library.csv", dtype={"value": str})
+    mine = found.query("change == 'moves' and method == @method").set_index("value")
+    cells = [mine.loc[f"{moves}, {state}"] for state in ("cell", "augmented")]
+    assert [cell["layouts"] for cell in cells] == [50, 50]
+    expected = [f"{cell['share']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" for cell in cells]
+    assert told(f"{moves} moves: {row}")[1:] == expected
+
+
 def test_its_understood_questions_are_those_of_the_evaluation_set():
     scores = evaluate(load_queries("test"), answer_offline).with_overall()
     rows = ["one objective", "two", "three", "all four", "none of them", "something else altogether", "all of these"]
