@@ -172,7 +172,9 @@ def test_its_ladder_is_that_of_the_committed_tables(row, strategy, method):
 
 
 @pytest.mark.parametrize("moves", ["forward", "cardinal"])
-@pytest.mark.parametrize(("row", "method"), [("`gpi`, whole library", "gpi"), ("SARSA on the question itself", "scratch")])
+@pytest.mark.parametrize(
+    ("row", "method"), [("`gpi`, whole library", "gpi"), ("SARSA on the question itself", "scratch")]
+)
 def test_its_tables_by_state_are_those_of_the_committed_ladder(moves, row, method):
     found = pd.read_csv(ROOT / "outputs" / "8x8" / "ladder" / "library.csv", dtype={"value": str})
     mine = found.query("change == 'moves' and method == @method").set_index("value")
