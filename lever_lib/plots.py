@@ -483,9 +483,7 @@ def library_changes(changes: pd.DataFrame, labels: dict[str, str], title: str) -
         title: above the figure.
     """
     lines = -(-len(labels) // 3)
-    figure, panels = plt.subplots(
-        lines, 3, figsize=(WIDTH + 2, 2.6 * lines), sharey=True, layout="constrained", squeeze=False
-    )
+    figure, panels = plt.subplots(lines, 3, figsize=(WIDTH + 2, 2.6 * lines), layout="constrained", squeeze=False)
     handles: dict[str, Line2D] = {}
     for axes, (change, label) in zip(panels.flat, labels.items(), strict=False):
         rows = changes[changes["change"] == change]
@@ -497,8 +495,8 @@ def library_changes(changes: pd.DataFrame, labels: dict[str, str], title: str) -
                 [handles[method]] = _banded(axes, at, mine["share"], mine["low"], mine["high"], colour, marker)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
         words = [str(value).replace(", ", "\n") for value in values]
-        axes.set(xticks=range(len(values)), xticklabels=words, xlabel=label)
-    panels.flat[0].set_ylim(max(0, panels.flat[0].get_ylim()[0]), None)
+        axes.set_xticks(range(len(values)), words, fontsize="small" if max(map(len, words)) > 9 else None)
+        axes.set(xlabel=label, ylim=(max(0, axes.get_ylim()[0]), None))
     for axes in panels[:, 0]:
         axes.set_ylabel("return / optimum")
     for axes in list(panels.flat)[len(labels) :]:
