@@ -117,6 +117,7 @@ def test_psi_counts_what_happens(layout, system, seed):
     pool = Pool(layout, system, q_tables, np.ones(q_tables.shape, np.int32), 0.1)
     psi = pool.view(method("gpi"), (0, 1)).psi
     assert isinstance(psi, FollowedSuccessors)
+    assert {name for name in dir(psi) if not name.startswith("_")} == {"policies", "events", "promised"}
     world = World(layout, system.name.split("-"), system.legacy_gold_exit)
     action = int(seed % 4)
     total = world.step(action)

@@ -306,11 +306,10 @@ class FollowedSuccessors:
 
     Attributes:
         policies: actions, int8 (M, S) or (M, S * 2 (G + 1)).
-        layout: the world they are followed in.
     """
 
     policies: np.ndarray
-    layout: Layout = field(repr=False)
+    _layout: Layout = field(repr=False)
 
     def events(self, cell: int, golds: np.ndarray, lever: bool, steps_left: int) -> np.ndarray:
         """What happens in the steps left after each action and each policy from then on, float64 (M, 4, E).
@@ -322,7 +321,7 @@ class FollowedSuccessors:
             steps_left: of the horizon.
         """
         out = np.zeros((len(self.policies), 4, len(EVENTS)))
-        world = (self.layout.transitions, self.layout.gold_index)
+        world = (self._layout.transitions, self._layout.gold_index)
         for m, policy in enumerate(self.policies):
             for a in range(4):
                 _follow(*world, policy, (cell, a, steps_left), golds.copy(), int(lever), out[m, a])
@@ -330,7 +329,7 @@ class FollowedSuccessors:
 
     def promised(self, system: RewardSystem) -> float:
         """The best that following one of the policies after any first action returns from the start."""
-        golds, horizon, bumps = len(self.layout.golds), self.layout.horizon, self.layout.transitions.event[0] == BUMP
+        golds, horizon, bumps = len(self._layout.golds), self._layout.horizon, self._layout.transitions.event[0] == BUMP
         values = self.events(0, np.ones(golds, bool), False, horizon) @ system.weights
         own = self.policies[:, state_row(0, golds, 0, golds, self.policies.shape[1] // horizon)]
         values[:, bumps] = np.where(bumps[own][:, None], values[:, bumps], -np.inf)  # no bump, then moving on
