@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lever_lib.artifacts import Outputs
 from lever_lib.certificate import certify
 from lever_lib.composition import METHODS, Pool
-from lever_lib.envs.gridworld import make_layout, memory_count, state_row
+from lever_lib.envs.gridworld import layout_from_text, make_layout, memory_count
+from lever_lib.envs.layouts import LEVER
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
 from lever_lib.library import build_library, check_layout, training_jobs
@@ -77,22 +79,23 @@ def test_tables_that_say_the_same_everywhere_compose_as_cell_tables_do(layout, s
         assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
-def test_training_learns_what_the_cell_alone_cannot_tell(smoke_params):
-    """After the lever the way differs: a table by cell has one action per cell, an augmented one two."""
+def test_training_keeps_apart_what_was_collected(smoke_params):
     params = replace(smoke_params, sarsa=replace(smoke_params.sarsa, state="augmented"), deep=Deep())
     layout = make_layout(params.grid, 0)
     job = replace(training_jobs(params, [layout])[0], system=reward_system("lever"))
     record = train(job)[0][-1]
-    assert record.q_table.shape == record.visits.shape == (36 * memory_count(4), 4)
-    seen = record.visits.any(axis=1)
-    assert seen[state_row(0, 4, 0, 4, memory_count(4))]
-    assert not seen[state_row(0, 4, 1, 4, memory_count(4))]  # no lever lies at the start
+    memories = memory_count(4)
+    assert record.q_table.shape == record.visits.shape == (36 * memories, 4)
+    seen = record.visits.any(axis=1).reshape(36, 5, 2)  # cell, golds left, lever
+    assert np.argwhere(seen[0]).tolist() == [[4, 0]], "at the start everything is still there"
+    lever = int(np.flatnonzero(layout.cells.ravel() == LEVER)[0])
+    assert seen[lever, :, 1].any()
+    assert not seen[lever, :, 0].any(), "who stands on the lever has taken it"
+    assert seen[:, :4].any(), "golds were collected"
+    assert not record.q_table.reshape(36, 5, 2, 4)[~seen].any(), "nothing is learned where training never was"
 
 
 def test_a_library_of_augmented_tables(smoke_params, tmp_path):
-    from lever_lib.artifacts import Outputs
-    from lever_lib.envs.gridworld import layout_from_text
-
     params = replace(smoke_params, sarsa=replace(smoke_params.sarsa, state="augmented"), deep=Deep())
     library = build_library(params, Outputs("smoke", params, tmp_path))
     assert library.q_tables.shape[1:] == library.visits.shape[1:] == (36 * memory_count(4), 4)
