@@ -2,10 +2,11 @@
 
 `./run_all.sh study` asks this, and asks every rung of `lever_lib.composition`, on many layouts. All methods answer the
 published queries from the largest training budget (`ladder/shares.csv`, `regret.csv`), and judges choose among the
-combinations (`selection.csv`). Then one thing changes at a time: snapshots kept of each training, reward systems
-trained, episodes, hazards in the world, objectives asked for, the discount of training, the moves and what Q-tables are
-indexed by; each time all policies that were not trained for the question are composed at once (`library.csv`), and
-beside them stands what training for the question itself comes to. What is written is small and stays.
+combinations (`selection.csv`). Then one thing changes at a time: snapshots kept of each training, how early it was
+stopped, reward systems trained, episodes, hazards in the world, objectives asked for, the discount of training, the
+moves and what Q-tables are indexed by; each time all policies that were not trained for the question are composed at
+once (`library.csv`), and beside them stands what training for the question itself comes to. What is written is small
+and stays.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ COMPOSED = ("qsum", "softmax", "gpi", "switch", "exnonzero-100", "exnonzero")
 SCRATCH = "scratch"  # SARSA trained for the question itself
 _FINEST = 20  # snapshots of a training
 _SNAPSHOTS = (1, 2, 5, 10, 20)
+_STOPPED = (0.05, 0.1, 0.2, 0.5, 1.0)  # of a training, with what it had learned by then as its only snapshot
 _SYSTEMS = (2, 4, 6, 8)  # reward systems of the library, from single objectives to composites
 _HAZARDS = (1, 1.5, 2)  # times as many as in the spec; with three times as many, worlds cannot be walked any more
 _STATES = ("cell", "augmented")  # what Q-tables are indexed by
@@ -225,6 +227,9 @@ def measure(job: LadderJob) -> list[dict]:
     for count in _SNAPSHOTS:
         kept = _snapshots(trained, count)
         rows += _compose(world, [record for record in kept if record.library == last], ASKED, "snapshots", count)
+    for share in _STOPPED:
+        early = [record for record in trained if record.library == last and record.snapshot == share]
+        rows += _compose(world, early, ASKED, "stopped", share)
     usual = _snapshots(trained, len(job.params.sarsa.snapshots))
     for count in _SYSTEMS:
         some = [record for record in usual if record.library == last and record.setup in REWARD_SYSTEMS[:count]]
@@ -306,7 +311,7 @@ def _compose(
         acting: list[tuple[str, int, Policy]] = [
             (name, len(others), pool.compose(METHODS[name], _members(METHODS[name], others))) for name in COMPOSED
         ]
-        own = [record for record in records if record.setup == system.name and record.snapshot == 1.0]
+        own = [record for record in records if record.setup == system.name and record.snapshot == _last(records)]
         acting += [(SCRATCH, 1, CellPolicy(greedy_actions(record.q_table))) for record in own]
         for name, policies, policy in acting:
             found = evaluate(policy, layout, system)
@@ -326,6 +331,10 @@ def _compose(
 
 def _members(method: Method, records: list[PolicyRecord]) -> tuple[int, ...]:
     """Everything; for sums of Q-values the last snapshot of each training, which serves them better than all."""
-    if method.rung > 0:
-        return tuple(range(len(records)))
-    return tuple(place for place, record in enumerate(records) if record.snapshot == 1.0)
+    least = 0.0 if method.rung > 0 else _last(records)
+    return tuple(place for place, record in enumerate(records) if record.snapshot >= least)
+
+
+def _last(records: list[PolicyRecord]) -> float:
+    """The share of training that the last snapshots were taken at."""
+    return max(record.snapshot for record in records)

@@ -25,7 +25,8 @@ def table(few):
 
 def test_every_change_is_measured_with_every_method(table):
     assert set(table["method"]) == {*ladder.COMPOSED, ladder.SCRATCH}
-    assert set(table["change"]) == {"snapshots", "systems", "budget", "hazards", "objectives", "discount", "moves"}
+    changes = {"snapshots", "stopped", "systems", "budget", "hazards", "objectives", "discount", "moves"}
+    assert set(table["change"]) == changes
     assert (table["layouts"] == 3).all()
     assert (table["share"] <= 1 + 1e-9).all()
     assert list(table) == column_dictionary("ladder/library.csv").index.tolist()
@@ -42,6 +43,19 @@ def test_more_snapshots_never_lower_the_bound(table):
     bound = table.query("change == 'snapshots' and method == 'switch'").set_index("value")["share"]
     assert bound[1] <= bound[2] + 1e-9 <= bound[10] + 2e-9 <= bound[20] + 3e-9
     assert bound[1] <= bound[5] + 1e-9 <= bound[20] + 2e-9
+
+
+def test_a_training_that_was_not_stopped_early_is_one_with_a_single_snapshot(table):
+    shares = table.set_index(["change", "value", "method"])["share"]
+    for method in (*ladder.COMPOSED, ladder.SCRATCH):
+        assert shares["stopped", 1.0, method] == shares["snapshots", 1, method]
+    assert shares["stopped", 0.05, ladder.SCRATCH] != shares["stopped", 1.0, ladder.SCRATCH], "the early policy acts"
+
+
+def test_what_was_seen_early_is_seen_later(table):
+    """Visits add up over a training, so what they allow does too."""
+    believed = table.query("change == 'stopped' and method == 'exnonzero'").sort_values("value")["share"]
+    assert (believed.diff().dropna() > -1e-9).all()
 
 
 def test_further_objectives_are_there_for_a_while_only(table):
