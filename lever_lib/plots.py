@@ -438,6 +438,8 @@ def share_of_optimum(summary: pd.DataFrame, references: dict[str, pd.DataFrame],
 def regret_parts(regret: pd.DataFrame, title: str) -> Figure:
     """What is lost to the optimum by method: coverage and, on top of it, composition, a panel per strategy.
 
+    The axis is as wide as the first strategy needs; a bar that goes beyond it has its length written on it.
+
     Args:
         regret: columns `strategy, method, coverage, composition`, and `_low, _high` of both.
         title: above the figure.
@@ -465,6 +467,10 @@ def regret_parts(regret: pd.DataFrame, title: str) -> Figure:
             left = left + values
         axes.set_title(strategy, fontsize="small")
         axes.set(yticks=places, yticklabels=methods, xlabel="% of the optimum lost", xlim=(0, None))
+        widest = axes.get_xlim()[1]  # from the first panel on, as setting it ends the autoscaling of all
+        for place in places[left > widest]:
+            words = f"{left[place]:.1f} % in all →"
+            axes.text(widest, place, words, ha="right", va="center", fontsize="small")
         axes.set_ylim(len(methods) - 0.4, -0.6)
     figure.suptitle(title, fontsize="medium")
     _legend_below(figure, handles, ["coverage: the policies lack it", "composition: the composer lost it"], columns=2)
