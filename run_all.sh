@@ -92,10 +92,10 @@ case ${specs[0]:-} in
     [[ $from == 01 ]] || die "--from is for notebooks, not for study"
     specs=("${specs[@]:1}")
     ((${#specs[@]})) || specs=("${published[@]}")
-    exec .venv/bin/python -m lever_lib.study "${specs[@]}"
+    exec .venv/bin/python -m lever_lib.start study "${specs[@]}"
     ;;
   *)
     ((${#specs[@]})) || specs=("${published[@]}")
-    exec .venv/bin/python -m lever_lib.notebooks --from "$from" "${specs[@]}"
+    exec .venv/bin/python -m lever_lib.start notebooks --from "$from" "${specs[@]}"
     ;;
 esac

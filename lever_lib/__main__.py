@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from zipfile import BadZipFile
 
 from lever_lib.errors import LeverError, exit_code
 
@@ -356,14 +355,9 @@ def _add(options: argparse.Namespace) -> None:
 
 def _tables(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a policy's file; what runs code when read is refused."""
-    import numpy as np
+    from lever_lib.files import read_array, read_arrays
 
-    try:
-        with np.load(file, allow_pickle=False) if file.suffix == ".npz" else open(file, "rb") as opened:
-            tables = dict(opened) if file.suffix == ".npz" else {"q_table": np.load(opened, allow_pickle=False)}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise LeverError(f"{file}: cannot be read as arrays ({reason})") from None
+    tables = read_arrays(file) if file.suffix == ".npz" else {"q_table": read_array(file)}
     if "q_table" not in tables:
         raise LeverError(f"{file}: holds {', '.join(tables) or 'nothing'}, must hold q_table")
     return tables

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from lever_lib.artifacts import ADDED, Outputs, damaged_files, file_hash, json_hash, replace_folder, shown
+from lever_lib.artifacts import ADDED, Outputs, damaged_files, json_hash, shown
 from lever_lib.envs.gridworld import Layout
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.library import Library, load_records, save_records
+from lever_lib.locks import BUILD, PUBLISH, hold
 from lever_lib.policies.base import PolicyRecord
 
 
@@ -37,19 +38,16 @@ def keep(records: Sequence[PolicyRecord], layouts: Sequence[Layout], library: Li
     Raises:
         LeverError: if one was added already, by another process or an older handle of the library.
     """
-    there = {name: batch for batch in _batches(outputs) for name in _names(outputs.folder / batch)}
-    for record in records:
-        if record.policy_id in there:
-            raise LeverError(f"policy_id {record.policy_id!r}: was added to spec {outputs.spec} meanwhile")
     seeds = list(dict.fromkeys(record.seed for record in records))
     records = sorted(records, key=lambda record: seeds.index(record.seed))
     worlds = library.layouts | {layout.name: layout for layout in layouts}
     names = [record.policy_id for record in records]
     name = f"{ADDED}/{json_hash(names)[:16]}"
-    draft = outputs.folder / f".{name.replace('/', '.')}.writing"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with outputs.writing_folder(name, {"key": name}) as draft:
+        there = {known for batch in _batches(outputs) for known in _names(outputs.folder / batch)}
+        for policy_id in names:
+            if policy_id in there:
+                raise LeverError(f"policy_id {policy_id!r}: was added to spec {outputs.spec} meanwhile")
         for number, seed in enumerate(seeds):  # episodes in different worlds have different numbers of golds
             of_seed = [record for record in records if record.seed == seed]
             save_records(of_seed, draft / f"policies_{number:04d}.npz")
@@ -60,12 +58,6 @@ def keep(records: Sequence[PolicyRecord], layouts: Sequence[Layout], library: Li
             "layouts": {layout.name: layout.cells.tolist() for layout in layouts},
         }
         (draft / "about.json").write_text(json.dumps(about) + "\n")
-        files = {f"{name}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
-        (outputs.folder / ADDED).mkdir(exist_ok=True)
-        replace_folder(draft, outputs.folder / name)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    outputs.enter(name, {"key": name, "root_seed": outputs.params.root_seed, "files": files})
     return outputs.folder / name
 
 
@@ -77,6 +69,11 @@ def added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[
     Raises:
         MissingArtifactError: if a file is missing or damaged.
     """
+    with outputs.reading():
+        return _added(library, outputs)
+
+
+def _added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[Layout]]:
     records: list[PolicyRecord] = []
     layouts: dict[str, Layout] = {}
     for name, entry in sorted(_batches(outputs).items()):
@@ -111,8 +108,9 @@ def remove(policy_id: str, outputs: Outputs) -> int:
     for name in _batches(outputs):
         if policy_id == name or policy_id in (names := _names(outputs.folder / name)):
             count = 1 if policy_id == name else len(names)
-            outputs.forget(name)
-            shutil.rmtree(outputs.folder / name, ignore_errors=True)
+            with hold(outputs.folder, BUILD), hold(outputs.folder, PUBLISH):
+                outputs.forget(name)
+                shutil.rmtree(outputs.folder / name, ignore_errors=True)
             return count
     raise LeverError(f"policy_id {policy_id!r}: was not added to spec {outputs.spec}; only what was added is removed")
 

@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 
 from lever_lib import additions, index, library, pi2vec, regressor
-from lever_lib.artifacts import Outputs
+from lever_lib.artifacts import Outputs, shown
 from lever_lib.certificate import Certificate, Outlook, certify, outlook, upper_bound
 from lever_lib.composition import Method, Pool
 from lever_lib.composition import method as find_method
 from lever_lib.decompose import Decomposition, decompose
 from lever_lib.envs.gridworld import ACTION_NAMES, ACTIONS, Layout, layout_from_text, make_layout
 from lever_lib.envs.rewards import RewardSystem, reward_system
-from lever_lib.errors import LeverError
+from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.jobs import run_jobs
 from lever_lib.library import Library
 from lever_lib.params import Params, load_params
@@ -447,15 +447,17 @@ def open_library(spec: str = "8x8", root: str | Path | None = None) -> OpenLibra
     """
     params = load_params(spec)
     outputs = Outputs(spec, params, Path(root) if root else None)
-    policies = library.load_library(params, outputs)
-    retriever = Retriever(
-        policies,
-        pi2vec.load_embeddings(params, outputs),
-        regressor.load_regressor(outputs),
-        index.load_index(policies, outputs),
-    )
+    with outputs.reading():
+        policies = library.load_library(params, outputs)
+        embeddings = pi2vec.load_embeddings(params, outputs)
+        texts = index.load_index(policies, outputs)
+        retriever = Retriever(policies, embeddings, regressor.load_regressor(outputs), texts)
+        records, layouts = additions.added(policies, outputs)
+    if len(embeddings.embeddings) != len(policies.policies) or not set(policies.layouts) <= set(embeddings.canonical):
+        raise MissingArtifactError(
+            f"{shown(outputs.folder / pi2vec.STAGE.name)}: is of another library; run notebook 02_pi2vec again"
+        )
     opened = OpenLibrary(params, retriever, outputs)
-    records, layouts = additions.added(policies, outputs)
     if records:
         opened = opened.with_records(records, layouts)
     return replace(opened, stored=len(opened.library.policies))

@@ -4,6 +4,9 @@ Every stage owns the folder `outputs/<spec>/<stage>/`. It is written under a tem
 complete; its entry in `manifest.json` comes last. The entry holds a key, made of what the stage depends on (the params
 keys it reads, the checksums of the stages before it, the sources it imports), and a checksum per file. Same key and
 same checksums: the stage is reused. Anything else: it is built again, and so is what depends on it.
+
+Whoever writes holds a lock (`lever_lib.locks`), and whoever finds something amiss looks again while nobody publishes: a
+reader beside a run sees what was there before or what is there now.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -24,10 +27,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from lever_lib.errors import MissingArtifactError
+from lever_lib.locks import BUILD, PUBLISH, RUN, hold, run_beside
 from lever_lib.params import Params, resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = "manifest.json"
+PARAMS = "params.yaml"
 _DAMAGED = "is missing or damaged"
 STUDY = "study"  # folder, and manifest entry, of results that take long and outlive a run
 MODEL = "model"  # likewise, of the regressor that a study fits
@@ -141,18 +146,39 @@ class Outputs:
         Raises:
             MissingArtifactError: if they are absent or damaged; names the notebook that writes them.
         """
-        return self._usable(stage, self._files_problem(stage))
+        return self._usable(stage, self._settled(lambda: self._files_problem(stage)))
 
     def _usable(self, stage: Stage, problem: str | None) -> Path:
         if problem:
-            raise MissingArtifactError(
-                f"{problem}; run notebook {stage.notebook} for spec {self.spec}, or ./run_all.sh {self.spec}"
-            )
+            beside = run_beside(self.folder)
+            what = f"run notebook {stage.notebook} for spec {self.spec}, or ./run_all.sh {self.spec}"
+            raise MissingArtifactError(f"{problem}; {f'{beside}, is building it' if beside else what}")
         return self.folder / stage.name
 
     def problem(self, stage: Stage) -> str | None:
         """What keeps `stage` from being used, in words; None if nothing does."""
-        return self._problem(stage, set())
+        return self._settled(lambda: self._problem(stage, set()))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Files that are opened in this block belong together: nobody publishes others meanwhile."""
+        if not self.folder.is_dir():
+            yield  # nothing is there, and nothing is made for want of it
+            return
+        with ExitStack() as stack:
+            with suppress(OSError):  # where nobody can write, nobody needs to be kept from it
+                stack.enter_context(hold(self.folder, PUBLISH))
+            yield
+
+    def _settled(self, look: Callable[[], str | None]) -> str | None:
+        """What is wrong, if it still is while nobody publishes."""
+        try:
+            if look() is None:
+                return None
+        except (MissingArtifactError, OSError):
+            pass  # a moment later it may be whole
+        with self.reading():
+            return look()
 
     def _problem(self, stage: Stage, sound: set[str]) -> str | None:
         """Stages in `sound` were found usable on the way here and are not read again."""
@@ -224,11 +250,11 @@ class Outputs:
         if entry is None or stage.name in self.manifest() or damaged_files(published, entry):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{stage.name}.writing"
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(published / stage.name, draft)
-        replace_folder(draft, self.folder / stage.name)
-        self.enter(stage.name, entry)
+        with hold(self.folder, BUILD):
+            draft = self.folder / f".{stage.name}.writing"
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(published / stage.name, draft)
+            self.publish(stage.name, draft, entry)
 
     @contextmanager
     def writing(self, stage: Stage) -> Iterator[Path]:
@@ -242,65 +268,95 @@ class Outputs:
         for up in stage.upstream:
             self.require_files(up) if stage.from_published else self.require(up)
         key = self.key(stage)
-        with self._drafted(stage.name, {"key": key}) as draft:
+        with self.writing_folder(stage.name, {"key": key}) as draft:
             yield draft
             missing = [name for name in stage.files if not (draft / name).is_file()]
             if missing:
                 raise MissingArtifactError(f"stage {stage.name} did not write {', '.join(missing)}")
-
-    @contextmanager
-    def writing_lasting(self, name: str, key: str, made_of: str) -> Iterator[Path]:
-        """Give a temporary folder to write what a study made into; on leaving, put it in place and enter it.
-
-        Nothing is changed if the block raises.
-
-        Args:
-            name: entry, one of `LASTING`.
-            key: of the params that it depends on.
-            made_of: hash of everything that it comes from.
-        """
-        with self._drafted(name, {"key": key, "made_of": made_of}) as draft:
-            yield draft
 
     def made_of(self, name: str) -> str | None:
         """Hash of everything that something lasting came from; None if there is nothing."""
         return self.manifest().get(name, {}).get("made_of")
 
     @contextmanager
-    def _drafted(self, name: str, about: dict[str, str]) -> Iterator[Path]:
-        """A temporary folder that takes the place of folder `name` on leaving, and is entered in the manifest."""
+    def writing_folder(self, name: str, about: dict[str, str]) -> Iterator[Path]:
+        """Give a temporary folder that on leaving takes the place of folder `name` and is entered in the manifest.
+
+        Nobody else writes into the spec's folder meanwhile. Nothing is changed if the block raises.
+
+        Args:
+            name: of the folder and of its entry.
+            about: what the entry says besides checksums: `key`, of the params that it depends on; of what a study made
+                also `made_of`, hash of everything that it comes from.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{name}.writing"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        try:
-            yield draft
-            written = sorted(path for path in draft.rglob("*") if path.is_file())
-            files = {f"{name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
-            self.forget(name)
-            replace_folder(draft, self.folder / name)
-        finally:
+        with hold(self.folder, BUILD):
+            draft = self.folder / f".{name.replace('/', '.')}.writing"
             shutil.rmtree(draft, ignore_errors=True)
-        self.enter(name, about | {"root_seed": self.params.root_seed, "files": files})
+            draft.mkdir()
+            try:
+                yield draft
+                written = sorted(path for path in draft.rglob("*") if path.is_file())
+                files = {f"{name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
+                self.publish(name, draft, about | {"root_seed": self.params.root_seed, "files": files})
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+
+    def publish(self, name: str, draft: Path, entry: dict[str, Any]) -> None:
+        """Put a finished draft in the place of folder `name`, and enter it in the manifest."""
+        target = self.folder / name
+        old = target.with_name(f".{target.name}.old")
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+        with hold(self.folder, PUBLISH):
+            self.forget(name)
+            if target.exists():
+                target.rename(old)
+            draft.rename(target)
+            self.enter(name, entry)
+        shutil.rmtree(old, ignore_errors=True)
 
     def enter(self, name: str, entry: dict[str, Any]) -> None:
         """Add an entry to the manifest, and put the resolved params beside it."""
-        _write_text(self.folder / "params.yaml", yaml.safe_dump(resolved(self.params), sort_keys=False))
-        stages = self.manifest() | {name: entry}
-        self._save(stages)
+        with hold(self.folder, PUBLISH):
+            stages = self.manifest() | {name: entry}
+            _write_text(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
+            _write_manifest(self.folder, stages)
 
-    def forget(self, name: str) -> None:
-        """Take an entry out of the manifest."""
-        stages = self.manifest()
-        if stages.pop(name, None) is not None:
-            self._save(stages)
+    def sweep(self) -> None:
+        """Delete what killed processes left half written or half deleted."""
+        if not self.folder.is_dir():
+            return
+        with hold(self.folder, BUILD):
+            published = [
+                f".{name}-{entry['made_of'][:16]}" for name, entry in self.manifest().items() if "made_of" in entry
+            ]
+            patterns = [".*.writing", ".*.old", ".*.done", f"{ADDED}/.*.old", *published]
+            for path in [found for pattern in patterns for found in self.folder.glob(pattern)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _save(self, stages: dict[str, Any]) -> None:
-        _write_manifest(self.folder, stages)
+    def restore_params(self) -> None:
+        """Write the resolved params again if what is beside the manifest is not what was written."""
+        with hold(self.folder, PUBLISH):
+            if "params" in examine(self.folder):
+                _write_text(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
+                _write_manifest(self.folder, self.manifest())
+
+    def forget(self, *names: str) -> None:
+        """Take entries out of the manifest."""
+        if not self.folder.is_dir():
+            return
+        with hold(self.folder, PUBLISH):
+            stages = self.manifest()
+            kept = {name: entry for name, entry in stages.items() if name not in names}
+            if kept != stages:
+                _write_manifest(self.folder, kept)
 
 
 def _write_manifest(folder: Path, stages: dict[str, Any]) -> None:
-    content = {"spec": folder.name, "stages": dict(sorted(stages.items()))}
+    params = file_hash(folder / PARAMS) if (folder / PARAMS).is_file() else None
+    content = {"spec": folder.name, "params": params, "stages": dict(sorted(stages.items()))}
+    content = {"checksum": json_hash(content), **content}
     _write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
@@ -308,21 +364,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Entries by stage of the manifest in a spec's folder; empty if there is none.
 
     Raises:
-        MissingArtifactError: if it cannot be read.
+        MissingArtifactError: if it cannot be read, or is not as it was written.
     """
+    return _read_manifest(folder)["stages"]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        return {}
+        return {"params": None, "stages": {}}
     try:
-        stages = json.loads(path.read_bytes())["stages"]
-        for entry in stages.values():
+        content = json.loads(path.read_bytes())
+        checksum, stages = content.pop("checksum"), content["stages"]
+        if checksum != json_hash(content) or not isinstance(content["params"], str | None):
+            raise ValueError
+        for name, entry in stages.items():
             if not all(isinstance(value, str) for value in (entry["key"], *entry["files"].values())):
                 raise TypeError
+            if not all(_is_inside(file) for file in (name, *entry["files"])):
+                raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MissingArtifactError(
-            f"{shown(path)}: not a readable manifest; delete it and run the notebooks again"
+            f"{shown(path)}: not a readable manifest; take it from git or delete it, and run the notebooks again"
         ) from None
-    return stages
+    return content
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads to a place within the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def outlives_runs(name: str) -> bool:
@@ -350,7 +421,7 @@ class Condition(NamedTuple):
 
 
 def examine(folder: Path) -> dict[str, Condition]:
-    """Compare the files of a spec with its manifest, entry by entry; the manifest comes first if it is at fault."""
+    """Compare the files of a spec with its manifest, entry by entry; only the manifest if that is at fault."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
         orphaned = folder.is_dir() and any(
@@ -358,10 +429,12 @@ def examine(folder: Path) -> dict[str, Condition]:
         )
         return {"manifest": Condition(True, [manifest], [])} if orphaned else {}
     try:
-        entries = read_manifest(folder)
+        content = _read_manifest(folder)
     except MissingArtifactError:
         return {"manifest": Condition(True, [], [manifest])}
-    found = {}
+    found, entries, params = {}, content["stages"], folder / PARAMS
+    if content["params"] is not None and (not params.is_file() or file_hash(params) != content["params"]):
+        found["params"] = Condition(True, [], [params]) if params.is_file() else Condition(True, [params], [])
     for name, entry in entries.items():
         bulky = [file for file in entry["files"] if not is_published(file)]
         built = not bulky or any((folder / file).is_file() for file in bulky)
@@ -372,9 +445,17 @@ def examine(folder: Path) -> dict[str, Condition]:
 
 
 def clear(folder: Path) -> None:
-    """Delete all that a run wrote into a spec's folder. Studies take long and stay."""
-    if not folder.is_dir():
-        return
+    """Delete all that a run wrote into a spec's folder. Studies take long and stay.
+
+    Raises:
+        LeverError: if a run is going on.
+    """
+    if folder.is_dir():
+        with hold(folder, RUN, wait=False), hold(folder, BUILD), hold(folder, PUBLISH):
+            _clear(folder)
+
+
+def _clear(folder: Path) -> None:
     try:
         kept = {name: entry for name, entry in read_manifest(folder).items() if outlives_runs(name)}
     except MissingArtifactError:
@@ -461,13 +542,3 @@ def _write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.writing")
     draft.write_text(text)
     draft.replace(path)
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Put a finished folder in the place of an old one."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -91,7 +91,7 @@ def run_deep(outputs: Outputs) -> Deep | None:
     jobs = [job for job in training_jobs(params, layouts) if job.library == last]
     runs = run_jobs(train, jobs, params.execution, "training beside them", threads=True)
     sarsa = [record for found, _ in runs for record in found]
-    with outputs.writing_lasting(DEEP, _key(params), made_of) as draft:
+    with outputs.writing_folder(DEEP, {"key": _key(params), "made_of": made_of}) as draft:
         save_records(records, draft / _FILES[0])
         tables = (
             _returns(params, layouts, [*sarsa, *records]),

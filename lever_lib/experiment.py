@@ -19,6 +19,7 @@ from lever_lib.composition import METHODS, Method, Pool, everyday_methods
 from lever_lib.decompose import decompose
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
+from lever_lib.files import read_csv
 from lever_lib.jobs import run_jobs
 from lever_lib.params import Execution
 from lever_lib.pi2vec import Embedder
@@ -206,14 +207,15 @@ def read_results(outputs: Outputs) -> Tables:
     Raises:
         MissingArtifactError: if they are absent or damaged.
     """
-    folder = outputs.require_files(STAGE)
-    return Tables(*(read_table(folder / name) for name in STAGE.files))
+    with outputs.reading():
+        folder = outputs.require_files(STAGE)
+        return Tables(*(read_table(folder / name) for name in STAGE.files))
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """A table of an experiment, its names kept as text."""
     text = dict.fromkeys([*KEY_COLUMNS, "policies"], str)
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    return read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 
 def experiment_jobs(retriever: Retriever) -> list[ExperimentJob]:

@@ -18,6 +18,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from lever_lib.envs.rewards import EVENTS, SINGLE_OBJECTIVES, RewardSystem
+from lever_lib.files import read_arrays
 from lever_lib.forest import fit_forest
 from lever_lib.params import Regressor as Settings
 from lever_lib.pi2vec import Embedded
@@ -68,8 +69,7 @@ def save_table(table: Table, path: Path) -> None:
 
 def load_table(path: Path, systems: tuple[RewardSystem, ...]) -> Table:
     """Read a table; returns are read out under `systems`."""
-    with np.load(path) as stored:
-        parts = {name: stored[name] for name in stored.files}
+    parts = read_arrays(path)
     embedded = Embedded(*(parts.pop(name) for name in Embedded._fields))
     return Table(pd.DataFrame({n: v for n, v in parts.items() if n != "counts"}), embedded, parts["counts"], systems)
 

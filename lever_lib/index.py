@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,9 @@ import pandas as pd
 
 from lever_lib import library as library_stage
 from lever_lib import vectors
-from lever_lib.artifacts import Outputs, Stage
+from lever_lib.artifacts import Outputs, Stage, shown
+from lever_lib.errors import MissingArtifactError
+from lever_lib.files import read_json, read_table
 from lever_lib.library import Library
 from lever_lib.params import Search
 from lever_lib.text import EMBEDDED, encode, fingerprint
@@ -26,10 +27,11 @@ from lever_lib.understanding import calibrated_gate
 if TYPE_CHECKING:
     import faiss
 
+_INDEX, _POSTINGS, _GATE = "index.faiss", "postings.parquet", "gate.json"
 STAGE = Stage(
     name="search",
     notebook="04_search",
-    files=("index.faiss", "postings.parquet", "gate.json"),
+    files=(_INDEX, _POSTINGS, _GATE),
     params=("search.encoder", "search.trust_remote_code", "search.index"),
     upstream=(library_stage.STAGE,),
     module="lever_lib.index",
@@ -45,25 +47,20 @@ class TextIndex:
 
     Attributes:
         index: FAISS index by inner product over unit vectors, one per distinct sentence.
-        folder: with the postings, which are read column by column when they are asked for.
+        postings: columns `sentence_id, sentence, policy_id`, one row per policy in the library's order.
         settings: the encoder that made the vectors.
         gate: least cosine of a hit: calibrated for the encoder, unless params say otherwise.
     """
 
     index: faiss.Index
-    folder: Path
+    postings: pd.DataFrame
     settings: Search
     gate: float
 
     @cached_property
-    def postings(self) -> pd.DataFrame:
-        """Columns `sentence_id, sentence, policy_id`, one row per policy in the library's order."""
-        return pd.read_parquet(self.folder / "postings.parquet")
-
-    @cached_property
     def sentence_of(self) -> np.ndarray:
         """Sentence id of each policy, int64 (P,)."""
-        return pd.read_parquet(self.folder / "postings.parquet", columns=["sentence_id"])["sentence_id"].to_numpy()
+        return self.postings["sentence_id"].to_numpy()
 
     @cached_property
     def sentences(self) -> list[str]:
@@ -101,10 +98,10 @@ def build_index(library: Library, outputs: Outputs, overwrite: bool = False) -> 
             postings = pd.DataFrame(
                 {"sentence_id": ids, "sentence": sentences, "policy_id": library.policies["policy_id"]}
             )
-            vectors.save(vectors.build(embed(list(distinct)), settings.index), folder / "index.faiss")
-            postings.to_parquet(folder / "postings.parquet", index=False)
+            vectors.save(vectors.build(embed(list(distinct)), settings.index), folder / _INDEX)
+            postings.to_parquet(folder / _POSTINGS, index=False)
             gate = EMBEDDED_GATE if settings.encoder == EMBEDDED else calibrated_gate(embed)
-            (folder / "gate.json").write_text(json.dumps({"encoder": settings.encoder, "gate": gate}) + "\n")
+            (folder / _GATE).write_text(json.dumps({"encoder": settings.encoder, "gate": gate}) + "\n")
     return load_index(library, outputs)
 
 
@@ -137,10 +134,7 @@ def extend(index: TextIndex, library: Library) -> TextIndex:
 
 def _with(index: TextIndex, grown: faiss.Index, more: pd.DataFrame) -> TextIndex:
     """The index with further postings, in memory."""
-    joined = TextIndex(grown, index.folder, index.settings, index.gate)
-    postings = pd.concat([index.postings, more], ignore_index=True)
-    vars(joined).update(postings=postings, sentence_of=postings["sentence_id"].to_numpy())
-    return joined
+    return TextIndex(grown, pd.concat([index.postings, more], ignore_index=True), index.settings, index.gate)
 
 
 def load_index(library: Library, outputs: Outputs) -> TextIndex:
@@ -149,9 +143,23 @@ def load_index(library: Library, outputs: Outputs) -> TextIndex:
     Raises:
         MissingArtifactError: if it is absent, damaged or out of date.
     """
-    folder = outputs.require(STAGE)
     settings = library.params.search
-    gate = settings.cosine_gate
-    if gate is None:
-        gate = json.loads((folder / "gate.json").read_text())["gate"]
-    return TextIndex(vectors.load(folder / "index.faiss"), folder, settings, gate)
+    with outputs.reading():
+        folder = outputs.require(STAGE)
+        index, postings = vectors.load(folder / _INDEX), read_table(folder / _POSTINGS)
+        about = read_json(folder / _GATE)
+
+    def fault(name: str, rule: str) -> MissingArtifactError:
+        path = shown(folder / name)
+        return MissingArtifactError(f"{path}: {rule}; run notebook {STAGE.notebook} for spec {outputs.spec} again")
+
+    gate = about.get("gate") if isinstance(about, dict) else None
+    if not isinstance(gate, float) or not -1 <= gate <= 1:
+        raise fault(_GATE, "must hold a gate between -1 and 1")
+    if list(postings) != ["sentence_id", "sentence", "policy_id"] or postings["sentence_id"].dtype != np.int64:
+        raise fault(_POSTINGS, "must hold sentence_id (whole numbers), sentence and policy_id")
+    if not np.array_equal(np.unique(postings["sentence_id"]), np.arange(index.ntotal)):
+        raise fault(_POSTINGS, f"must name each of the {index.ntotal} sentences of {_INDEX}")
+    if not postings["policy_id"].equals(library.policies["policy_id"]):
+        raise fault(_POSTINGS, "must name the policies of the library, in their order")
+    return TextIndex(index, postings, settings, gate if settings.cosine_gate is None else settings.cosine_gate)

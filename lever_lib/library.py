@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lever_lib.artifacts import Outputs, Stage, shown
+from lever_lib.artifacts import Outputs, Stage, file_hash, shown
 from lever_lib.energy import UNKNOWN, Meter, policy_joules
-from lever_lib.envs.gridworld import Layout, make_layout, seed_name
+from lever_lib.envs.gridworld import ACTIONS, Layout, make_layout, memory_count, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
-from lever_lib.errors import LeverError
+from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.files import read_array, read_arrays, read_table
 from lever_lib.jobs import run_jobs
 from lever_lib.params import Params, gold_slots, snapshot_episodes
 from lever_lib.planning import optimum
@@ -52,36 +53,38 @@ class Library:
         spec: it belongs to.
         params: it was built with.
         folder: of its files.
+        checksums: by file, of a library that was opened; what is read later is held against them.
     """
 
     spec: str
     params: Params
     folder: Path
+    checksums: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def policies(self) -> pd.DataFrame:
         """One row per policy; row i has Q-table and visits i."""
-        return pd.read_parquet(self.folder / "policies.parquet")
+        return read_table(self._file("policies.parquet"))
 
     @cached_property
     def timings(self) -> pd.DataFrame:
         """CPU seconds and joules that each policy took to train."""
-        return pd.read_parquet(self.folder / "timings.parquet")
+        return read_table(self._file("timings.parquet"))
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """Learning curves, one row per run and chunk of episodes."""
-        return pd.read_parquet(self.folder / "curves.parquet")
+        return read_table(self._file("curves.parquet"))
 
     @cached_property
     def q_tables(self) -> np.ndarray:
         """Action values, float64 (P, S, 4); with `sarsa.state: augmented` (P, S * 2 (G + 1), 4)."""
-        return np.load(self.folder / "q_tables.npy", mmap_mode="r")
+        return read_array(self.folder / "q_tables.npy", on_disk=True)
 
     @cached_property
     def visits(self) -> np.ndarray:
         """Times each action was taken in training, int32, as many."""
-        return np.load(self.folder / "visits.npy", mmap_mode="r")
+        return read_array(self.folder / "visits.npy", on_disk=True)
 
     @cached_property
     def actions(self) -> np.ndarray:
@@ -91,11 +94,11 @@ class Library:
     @cached_property
     def layouts(self) -> dict[str, Layout]:
         """Layouts by seed name."""
-        with np.load(self.folder / "layouts.npz") as stored:
-            return {
-                str(name): Layout(cells, str(name), self.params.grid.moves)
-                for name, cells in zip(stored["seeds"], stored["cells"], strict=True)
-            }
+        stored = read_arrays(self._file("layouts.npz"))
+        return {
+            str(name): Layout(cells, str(name), self.params.grid.moves)
+            for name, cells in zip(stored["seeds"], stored["cells"], strict=True)
+        }
 
     @cached_property
     def event_counts(self) -> np.ndarray:
@@ -153,8 +156,18 @@ class Library:
     @cached_property
     def episodes(self) -> list[Episode]:
         """The training episode recorded at each policy's snapshot."""
-        with np.load(self.folder / "episodes.npz") as stored:
-            return unpack_episodes(dict(stored))
+        return unpack_episodes(read_arrays(self._file("episodes.npz")))
+
+    def _file(self, name: str) -> Path:
+        """A file of the library, as it was when the library was opened.
+
+        Raises:
+            MissingArtifactError: if it was built again since then.
+        """
+        path = self.folder / name
+        if name in self.checksums and not (path.is_file() and file_hash(path) == self.checksums[name]):
+            raise MissingArtifactError(f"{shown(path)} is not what it was when the library was opened; open it again")
+        return path
 
     def records(self, rows: Sequence[int]) -> list[PolicyRecord]:
         """Some policies with all that is kept of each."""
@@ -299,7 +312,48 @@ def load_library(params: Params, outputs: Outputs) -> Library:
     Raises:
         MissingArtifactError: if it is absent, damaged or out of date.
     """
-    return Library(outputs.spec, params, outputs.require(STAGE))
+    with outputs.reading():
+        folder = outputs.require(STAGE)
+        checksums = {Path(name).name: checksum for name, checksum in outputs.manifest()[STAGE.name]["files"].items()}
+        library = Library(outputs.spec, params, folder, checksums)
+        _check_whole(library)
+    return library
+
+
+def _check_whole(library: Library) -> None:
+    """Open what belongs together, and see that it does: files that were swapped or made up are refused here.
+
+    Raises:
+        MissingArtifactError: naming the file and what is wrong with it.
+    """
+
+    def fault(name: str, rule: str) -> MissingArtifactError:
+        return MissingArtifactError(
+            f"{shown(library.folder / name)}: {rule}; run notebook {STAGE.notebook} for spec {library.spec} again"
+        )
+
+    policies = library.policies
+    try:
+        layouts = library.layouts
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise fault("layouts.npz", f"holds no layouts: {error}") from None
+    wanted = {*_FACTS, "spec", "return", "optimum", "stuck", "q_index"}
+    if not wanted <= set(policies):
+        raise fault("policies.parquet", f"lacks {', '.join(sorted(wanted - set(policies)))}")
+    size, grid = len(policies), library.params.grid
+    numbers = ("snapshot", "episodes", "return", "optimum", "stuck", "q_index")
+    if not size or not all(pd.api.types.is_numeric_dtype(policies[name]) for name in numbers):
+        raise fault("policies.parquet", f"must hold policies, with numbers for {', '.join(numbers)}")
+    if not (policies["seed"].isin(list(layouts)).all() and policies["setup"].isin(list(REWARD_SYSTEMS)).all()):
+        raise fault("policies.parquet", "names layouts or reward systems that nobody knows")
+    if not policies["policy_id"].is_unique or not (policies["q_index"] == np.arange(size)).all():
+        raise fault("policies.parquet", "must name each policy once, in the order of the Q-tables")
+    if not all(layout.cells.shape == (grid.size, grid.size) for layout in layouts.values()):
+        raise fault("layouts.npz", f"its layouts must be {grid.size} x {grid.size}")
+    rows = (memory_count(grid.golds) if library.params.sarsa.state == "augmented" else 1) * grid.size**2
+    for name, table, kind in (("q_tables.npy", library.q_tables, "f"), ("visits.npy", library.visits, "i")):
+        if table.shape != (size, rows, ACTIONS) or table.dtype.kind != kind:
+            raise fault(name, f"must be {(size, rows, ACTIONS)} numbers of kind {kind!r}, is {table.shape}")
 
 
 def training_jobs(params: Params, layouts: list[Layout]) -> list[TrainingJob]:
@@ -436,8 +490,7 @@ def load_records(path: Path) -> list[PolicyRecord]:
         LeverError: if the file holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            parts = {name: stored[name] for name in stored.files}
+        parts = read_arrays(path)
         episodes = unpack_episodes(parts)
         facts = zip(*(parts[name].tolist() for name in _FACTS), strict=True)
         tables = zip(facts, parts["q_table"], parts["visits"], episodes, strict=True)

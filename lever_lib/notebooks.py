@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import sys
 import time
@@ -18,9 +19,11 @@ import nbformat
 
 from lever_lib import experiment, index, library, pi2vec, regressor, report
 from lever_lib.artifacts import (
+    LASTING,
     ROOT,
     Outputs,
     Stage,
+    clear,
     damaged_files,
     file_hash,
     json_hash,
@@ -29,7 +32,8 @@ from lever_lib.artifacts import (
     source_hash,
 )
 from lever_lib.envs.gridworld import make_layout
-from lever_lib.errors import LeverError, exit_code
+from lever_lib.errors import LeverError, MissingArtifactError, exit_code
+from lever_lib.locks import PUBLISH, RUN, hold
 from lever_lib.params import load_params, resolved
 from lever_lib.pictures import shrink_outputs
 from lever_lib.study import study_files
@@ -76,11 +80,13 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     failed.unlink(missing_ok=True)
     _execute(path, draft, failed, spec)
     _strip_traces(draft)
-    outputs.forget(entry_name)
-    draft.replace(target)
-    figures = sorted((outputs.folder / "figures").glob(f"{path.name[:2]}_*"))
-    files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *figures]}
-    outputs.enter(entry_name, {"key": _key(path, outputs), "root_seed": outputs.params.root_seed, "files": files})
+    with hold(outputs.folder, PUBLISH):
+        outputs.forget(entry_name)
+        draft.replace(target)
+        figures = sorted((outputs.folder / "figures").glob(f"{path.name[:2]}_*"))
+        files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *figures]}
+        entry = {"key": _key(path, outputs), "root_seed": outputs.params.root_seed, "files": files}
+        outputs.enter(entry_name, entry)
     return True
 
 
@@ -89,6 +95,7 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say comes as an exception too
     try:
         papermill.execute_notebook(
             str(path),
@@ -97,6 +104,7 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
             kernel_name="python3",
             cwd=str(FOLDER),
             progress_bar=False,
+            shutdown_kernel="immediate",  # what a stage has not published yet it will never publish
             stderr_file=sys.stderr if sys.stderr.isatty() else None,  # the notebook's own progress bars
         )
     except PapermillExecutionError as error:
@@ -109,6 +117,7 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
             f"notebook {path.name} failed for spec {spec}: its kernel died, perhaps for want of memory"
         ) from None
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that nobody waits for any more
         draft.unlink(missing_ok=True)
         raise
 
@@ -166,8 +175,32 @@ def check_spec(spec: str) -> None:
 
 
 def run_spec(spec: str, start: str) -> None:
-    """Run the notebooks of one spec and say where the results are."""
+    """Run the notebooks of one spec and say where the results are; another run of it is waited for."""
     outputs = Outputs(spec, load_params(spec))
+    with hold(outputs.folder, RUN):
+        _recover(outputs)
+        outputs.sweep()
+        _run(outputs, start)
+        outputs.restore_params()
+
+
+def _recover(outputs: Outputs) -> None:
+    """Throw away what nobody can vouch for, as the manifest is damaged.
+
+    Raises:
+        MissingArtifactError: if there are studies among it, which take long; the manifest may be in git.
+    """
+    try:
+        outputs.manifest()
+    except MissingArtifactError as error:
+        if any((outputs.folder / name).is_dir() for name in LASTING):
+            raise
+        sys.stderr.write(f"{outputs.spec}: {error}; starting over\n")
+        clear(outputs.folder)
+
+
+def _run(outputs: Outputs, start: str) -> None:
+    spec = outputs.spec
     notebooks = numbered_notebooks(start)
     published = outputs.came_along(library.STAGE)
     for path in notebooks:
@@ -180,8 +213,7 @@ def run_spec(spec: str, start: str) -> None:
             ran = run_notebook(path, spec, outputs)
             result = f"{time.perf_counter() - started:.1f} s" if ran else "up to date"
             if path.stem == library.STAGE.notebook:
-                for name in set(published) - {library.STAGE.name, f"notebooks/{path.stem}"}:
-                    outputs.forget(name)
+                outputs.forget(*set(published) - {library.STAGE.name, f"notebooks/{path.stem}"})
         finally:
             sys.stderr.write(f"{title} {result}\n" if bars_follow else f"{result}\n")
     folder = shown(outputs.folder)
@@ -193,8 +225,11 @@ def run_spec(spec: str, start: str) -> None:
 
 def run_specs(specs: list[str], start: str) -> None:
     """Check all specs, then run them one after the other."""
+    numbered_notebooks(start)
     for spec in specs:
         check_spec(spec)
+        with hold(Outputs(spec, load_params(spec)).folder, RUN, wait=False):
+            pass  # one that is going on now is not waited for; one that starts while other specs run is
     for spec in specs:
         run_spec(spec, start)
 

@@ -20,11 +20,12 @@ import numpy as np
 from numba import njit
 
 from lever_lib import library as library_stage
-from lever_lib.artifacts import Outputs, Stage
-from lever_lib.envs.features import HEAD, FeatureTables, add_features, feature_tables, features
+from lever_lib.artifacts import Outputs, Stage, shown
+from lever_lib.envs.features import HEAD, FeatureTables, add_features, feature_count, feature_tables, features
 from lever_lib.envs.gridworld import Layout, States
 from lever_lib.envs.layouts import EXIT, HAZARD, LEVER
-from lever_lib.errors import LeverError
+from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.files import read_array, read_arrays
 from lever_lib.jobs import run_jobs
 from lever_lib.library import Library
 from lever_lib.params import Params, Pi2Vec
@@ -33,10 +34,12 @@ from lever_lib.psi_network import ENDS, GOES_ON, LEARNERS, STAYS, Learner, Pairs
 from lever_lib.rollout import END_STUCK, Paths, Policy, start_state
 from lever_lib.seeding import stream
 
+_CANONICAL = "canonical_states.npz"
+_ARRAYS = ("embeddings.npy", "start_features.npy")
 STAGE = Stage(
     name="pi2vec",
     notebook="02_pi2vec",
-    files=("canonical_states.npz", "embeddings.npy", "start_features.npy"),
+    files=(_CANONICAL, *_ARRAYS),
     params=("grid", "root_seed", "pi2vec"),
     upstream=(library_stage.STAGE,),
     module="lever_lib.pi2vec",
@@ -208,12 +211,35 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     Raises:
         MissingArtifactError: if they are absent, damaged or out of date.
     """
-    folder = outputs.require(STAGE)
-    with np.load(folder / "canonical_states.npz") as stored:
+    with outputs.reading():
+        folder = outputs.require(STAGE)
+        stored = read_arrays(folder / _CANONICAL)
+        arrays = [read_array(folder / name) for name in _ARRAYS]
+    shape = (arrays[0].shape[0], feature_count(params.grid.size))
+    for name, array in zip(_ARRAYS, arrays, strict=True):
+        if array.shape != shape or array.dtype != np.float64:
+            raise _made_up(folder / name, outputs.spec, f"must be {shape} numbers, is {array.shape} {array.dtype}")
+    try:
         states = zip(*(stored[name] for name in ("seeds", *States._fields)), strict=True)
         canonical = {str(name): States(*parts) for name, *parts in states}
-    arrays = (np.load(folder / name) for name in ("embeddings.npy", "start_features.npy"))
+        known = all(_is_state(states, params) for states in canonical.values())
+    except (LookupError, TypeError, ValueError):
+        known = False
+    if not known:
+        raise _made_up(folder / _CANONICAL, outputs.spec, "holds no states of this grid")
     return Embeddings(*arrays, canonical, params.pi2vec, params.root_seed)
+
+
+def _is_state(states: States, params: Params) -> bool:
+    """Whether kernels, which look at no bounds, may be given these states."""
+    cells, golds, lever = states
+    kinds = cells.dtype == np.int32 and golds.dtype == bool and lever.dtype == bool
+    shapes = cells.ndim == 1 and lever.shape == cells.shape and golds.shape == (len(cells), params.grid.golds)
+    return kinds and shapes and len(cells) > 0 and cells.min() >= 0 and cells.max() < params.grid.size**2
+
+
+def _made_up(path: Path, spec: str, rule: str) -> MissingArtifactError:
+    return MissingArtifactError(f"{shown(path)}: {rule}; run notebook {STAGE.notebook} for spec {spec} again")
 
 
 def extend(embeddings: Embeddings, library: Library, method: str | None = None) -> Embeddings:

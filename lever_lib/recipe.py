@@ -16,6 +16,7 @@ from lever_lib.composition import Pool, method
 from lever_lib.envs.gridworld import Layout, memory_count
 from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError
+from lever_lib.files import read_arrays
 from lever_lib.planning import optimum
 from lever_lib.rollout import Outcome, Policy, evaluate
 
@@ -87,8 +88,7 @@ def load_policy(path: str | Path) -> Recipe:
         LeverError: if the file is absent or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            parts = {name: stored[name] for name in stored.files}
+        parts = read_arrays(Path(path))
         cells, q_tables, visits = parts["layout"], parts["q_tables"], parts["visits"]
         names = tuple(str(name) for name in parts["policy_ids"])
         layout = Layout(cells, str(parts["layout_name"]), str(parts["moves"]))

@@ -32,6 +32,7 @@ from lever_lib.envs.features import feature_count
 from lever_lib.envs.gridworld import seed_name
 from lever_lib.envs.rewards import EVENTS, REWARD_SYSTEMS, RewardSystem
 from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.files import read_csv, read_table
 from lever_lib.forest import Forest, checked, fit_forest
 from lever_lib.library import Library
 from lever_lib.params import Params, resolved
@@ -387,10 +388,11 @@ def load_regressor(outputs: Outputs) -> Regressor:
     Raises:
         MissingArtifactError: if they are absent, damaged or out of date.
     """
-    folder = outputs.require(STAGE)
-    models, _ = read_models(folder / STAGE.files[0], outputs.params)
-    table = pd.read_csv(folder / "cross_validation.csv", dtype={"split": str})
-    return Regressor(models, pd.read_parquet(folder / "predictions.parquet"), table)
+    with outputs.reading():
+        folder = outputs.require(STAGE)
+        models, _ = read_models(folder / STAGE.files[0], outputs.params)
+        table = read_csv(folder / "cross_validation.csv", dtype={"split": str})
+        return Regressor(models, read_table(folder / "predictions.parquet"), table)
 
 
 def _write(

@@ -317,7 +317,7 @@ def run_scale(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     outputs.folder.mkdir(parents=True, exist_ok=True)
     sys.stderr.write(f"{outputs.spec}: text search at scale\n")
     tables = measure(params.scale.vectors, outputs.folder, params.root_seed)
-    with outputs.writing_lasting(SCALE, _key(params), made_of) as draft:
+    with outputs.writing_folder(SCALE, {"key": _key(params), "made_of": made_of}) as draft:
         for name, table in zip(_FILES, tables, strict=True):
             table.round(6).to_csv(draft / name, index=False)
     return find_scale(outputs)

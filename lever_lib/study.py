@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -42,6 +44,7 @@ from lever_lib.errors import LeverError, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment
 from lever_lib.generalisation import Findings, joined, load_table, save_table
 from lever_lib.ladder import run_ladder
+from lever_lib.locks import RUN, hold
 from lever_lib.params import Params, available_specs, load_params, resolved
 from lever_lib.regressor import ALL_LAYOUTS, MODEL_FILE, TRAINING, Regressor, Table, training_table
 from lever_lib.report import SUMMARY_FILES, Summary, read_summary, summarise_tables
@@ -255,8 +258,7 @@ def _judge(outputs: Outputs) -> tuple[Regressor, Path]:
     published = outputs.came_along(library.STAGE)
     own = library.build_library(outputs.params, outputs)
     models = regressor.build_regressor(own, pi2vec.build_embeddings(own, outputs), outputs)
-    for name in set(published) - {stage.name for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE)}:
-        outputs.forget(name)
+    outputs.forget(*set(published) - {stage.name for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE)})
     return models, outputs.folder / regressor.STAGE.name / regressor.STAGE.files[0]
 
 
@@ -317,22 +319,32 @@ def main(arguments: list[str] | None = None) -> int:
         specs = [Outputs(spec, load_params(spec)) for spec in options.specs]
         for outputs in specs:
             check_seeds(outputs.params)
-        for outputs in specs:
-            if not up_to_date(outputs):
-                fit_model(outputs)
-        for outputs in specs:
-            study = run_study(outputs)
-            sys.stdout.write(f"{outputs.spec}: study of {study.layouts} layouts in {shown(study.folder)}\n")
-        for outputs in specs:
-            run_ladder(outputs)
-            sys.stdout.write(f"{outputs.spec}: the information ladder in {shown(outputs.folder / LADDER)}\n")
-        for outputs in specs:
-            if run_deep(outputs):
-                sys.stdout.write(f"{outputs.spec}: deep policies in {shown(outputs.folder / DEEP)}\n")
-            if run_scale(outputs):
-                sys.stdout.write(f"{outputs.spec}: search at scale in {shown(outputs.folder / SCALE)}\n")
+        with ExitStack() as held:
+            for outputs in specs:
+                held.enter_context(hold(outputs.folder, RUN, wait=False))
+            study_all(specs)
 
     return exit_code(run, interrupted="interrupted; finished layouts are kept, run the same command again to go on")
+
+
+def study_all(specs: Sequence[Outputs]) -> None:
+    """Every study of some specs, saying where each is."""
+    for outputs in specs:
+        outputs.sweep()
+    for outputs in specs:
+        if not up_to_date(outputs):
+            fit_model(outputs)
+    for outputs in specs:
+        study = run_study(outputs)
+        sys.stdout.write(f"{outputs.spec}: study of {study.layouts} layouts in {shown(study.folder)}\n")
+    for outputs in specs:
+        run_ladder(outputs)
+        sys.stdout.write(f"{outputs.spec}: the information ladder in {shown(outputs.folder / LADDER)}\n")
+    for outputs in specs:
+        if run_deep(outputs):
+            sys.stdout.write(f"{outputs.spec}: deep policies in {shown(outputs.folder / DEEP)}\n")
+        if run_scale(outputs):
+            sys.stdout.write(f"{outputs.spec}: search at scale in {shown(outputs.folder / SCALE)}\n")
 
 
 if __name__ == "__main__":

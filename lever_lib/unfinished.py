@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lever_lib.artifacts import Outputs, file_hash, replace_folder
+from lever_lib.artifacts import Outputs, file_hash
 from lever_lib.params import Deep
 
 _CHUNK = 10  # layouts that are worked on before their results are put away
@@ -68,9 +68,7 @@ def publish(outputs: Outputs, what: str, work: Path, about: dict[str, str]) -> N
     """Put a finished draft in place, enter it in the manifest, and throw the work away."""
     draft = work / "draft"
     files = {f"{what}/{path.name}": file_hash(path) for path in sorted(draft.iterdir())}
-    outputs.forget(what)
-    replace_folder(draft, outputs.folder / what)
-    outputs.enter(what, about | {"root_seed": outputs.params.root_seed, "files": files})
+    outputs.publish(what, draft, about | {"root_seed": outputs.params.root_seed, "files": files})
     done = work.with_name(f"{work.name}.done")  # half deleted it must not be taken for work to go on with
     work.rename(done)
     shutil.rmtree(done)

@@ -13,8 +13,9 @@ import pytest
 from lever_lib import load_policy
 from lever_lib.__main__ import main
 from lever_lib.api import open_library
-from lever_lib.artifacts import ROOT, file_hash
+from lever_lib.artifacts import ROOT, Outputs, file_hash
 from lever_lib.experiment import load_results
+from lever_lib.params import load_params
 from tests.llm_server import LLMServer, says
 
 
@@ -309,22 +310,16 @@ def test_reset_asks_and_keeps_studies(copied):
     (study / "long.csv").write_text("hours\n")
     (copied / "other").mkdir()
     assert_refused(lever("reset", "--spec", "smoke", outputs=copied), "--yes")
-    manifest = copied / "smoke" / "manifest.json"
-    content = json.loads(manifest.read_text())
-    content["stages"]["study"] = {
-        "key": "k",
-        "root_seed": 0,
-        "files": {"study/long.csv": file_hash(study / "long.csv")},
-    }
-    manifest.write_text(json.dumps(content))
+    outputs = Outputs("smoke", load_params("smoke"), copied)
+    outputs.enter("study", {"key": "k", "root_seed": 0, "files": {"study/long.csv": file_hash(study / "long.csv")}})
     assert "nothing was deleted" in lever("reset", "--spec", "smoke", outputs=copied, answer="n\n").stdout
     assert "nothing was deleted" in lever("reset", "--spec", "smoke", outputs=copied, answer="\n").stdout
     assert (copied / "smoke" / "manifest.json").is_file()
     assert lever("reset", "--spec", "smoke", outputs=copied, answer="y\n").returncode == 0
     assert sorted(path.name for path in (copied / "smoke").iterdir()) == ["manifest.json", "study"]
-    assert list(json.loads(manifest.read_text())["stages"]) == ["study"], "and they are still known"
+    assert list(outputs.manifest()) == ["study"], "and they are still known"
     assert lever("verify", "--spec", "smoke", outputs=copied).returncode == 0
-    manifest.unlink()
+    (copied / "smoke" / "manifest.json").unlink()
     assert (copied / "other").is_dir()
     shutil.rmtree(study)
     assert json.loads(lever("reset", "--spec", "smoke", "--yes", "--json", outputs=copied).stdout)["deleted"]

@@ -18,12 +18,11 @@ def vectors():
 
 
 @pytest.fixture
-def toy(vectors, tmp_path):
+def toy(vectors):
     """An index of made-up sentences, one per policy."""
     ids = np.arange(len(vectors))
     postings = pd.DataFrame({"sentence_id": ids, "sentence": [f"s{i}" for i in ids], "policy_id": ids.astype(str)})
-    postings.to_parquet(tmp_path / "postings.parquet", index=False)
-    return TextIndex(vector_index.build(vectors), tmp_path, Search(), 0.42)
+    return TextIndex(vector_index.build(vectors), postings, Search(), 0.42)
 
 
 def test_faiss_equals_brute_force_under_a_filter(vectors, toy):

@@ -9,7 +9,21 @@ import lever_lib
 
 ROOT = Path(lever_lib.__file__).parent
 LAYERS = [
-    {"errors", "params", "seeding", "artifacts", "jobs", "energy", "looks", "columns", "pictures", "llm", "vectors"},
+    {
+        "errors",
+        "params",
+        "seeding",
+        "artifacts",
+        "jobs",
+        "energy",
+        "looks",
+        "columns",
+        "pictures",
+        "llm",
+        "vectors",
+        "locks",
+        "files",
+    },
     {"envs", "envs.layouts", "envs.rewards", "envs.gridworld", "envs.features", "envs.environment"},
     {
         "policies",
@@ -53,6 +67,7 @@ LAYERS = [
         "scaling",
         "notebooks",
         "__main__",
+        "start",
         "__init__",
     },
 ]

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from lever_lib.artifacts import Outputs
 from lever_lib.composition import everyday_methods
@@ -82,7 +83,7 @@ def text(repeats):
     vectors = np.random.default_rng(0).normal(size=(100_000, 384)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for count in (8, 1_000, 100_000):
-        index = TextIndex(build(vectors[:count], "flat"), Path(), Search(), gate=0.0)
+        index = TextIndex(build(vectors[:count], "flat"), pd.DataFrame(), Search(), gate=0.0)
         allowed = np.arange(min(count, 1_000))
         seconds = median_seconds(lambda i=index, a=allowed: i.search(vectors[:1], a), repeats)
         report(f"searching {len(allowed)} of {count} sentences", seconds * 1e3, "ms")

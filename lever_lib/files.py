@@ -1,0 +1,149 @@
+"""The one door through which files are read that somebody else may have written: arrays, tables, JSON.
+
+What a header claims is held against the size of the file before memory is set aside for it, nothing that is read can
+run code (no pickles), and whatever a reader stumbles over is one error that names the file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import numpy as np
+
+from lever_lib.artifacts import shown
+from lever_lib.errors import LeverError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DENSEST = 1040  # bytes that one byte of a deflated file can stand for, at most
+_MOST = 2**33  # bytes that a compressed file may unfold to
+Content = TypeVar("Content")
+
+
+def read_array(path: Path, on_disk: bool = False) -> np.ndarray:
+    """The array of an `.npy` file.
+
+    Args:
+        path: of the file.
+        on_disk: whether it stays there, read-only, instead of being read into memory.
+
+    Raises:
+        LeverError: if it cannot be read, or its header claims more than the file holds.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        return _understood(path, lambda: _array(file, size, path if on_disk else None))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz` file.
+
+    Raises:
+        LeverError: if they cannot be read, or a header claims more than the file holds.
+    """
+
+    def read() -> dict[str, np.ndarray]:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            unfolded = sum(member.file_size for member in members)
+            if unfolded > min(_MOST, _DENSEST * path.stat().st_size):
+                raise ValueError(f"{unfolded:,} bytes cannot be in it")
+            found = {}
+            for member in members:
+                with archive.open(member) as file:
+                    found[member.filename.removesuffix(".npy")] = _array(file, member.file_size)
+            return found
+
+    return _understood(path, read)
+
+
+def _array(file: BinaryIO, size: int, on_disk: Path | None = None) -> np.ndarray:
+    major, minor = np.lib.format.read_magic(file)
+    if (major, minor) not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {major}.{minor} of the format is not known")
+    read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject or dtype.names is not None:
+        raise ValueError(f"must hold plain numbers or words, not {dtype}")
+    count = 1
+    for length in shape:
+        count *= length
+    if min(shape, default=0) < 0 or file.tell() + count * dtype.itemsize != size:
+        raise ValueError(f"an array of {shape} {dtype} is not what its {size:,} bytes hold")
+    if on_disk is not None and count:
+        order = "F" if fortran else "C"
+        return np.memmap(on_disk, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order=order)
+    flat = np.empty(count, dtype)
+    if flat.nbytes:
+        waiting = memoryview(flat.view(np.uint8))
+        while len(waiting):
+            read = file.readinto(waiting)
+            if not read:
+                raise ValueError("it is cut off")
+            waiting = waiting[read:]
+    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """The table of a Parquet file.
+
+    Args:
+        path: of the file.
+        columns: to read; by default all.
+
+    Raises:
+        LeverError: if it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    def read() -> pd.DataFrame:
+        with pq.ParquetFile(path, memory_map=False) as file:
+            about = file.metadata
+            groups = [about.row_group(number) for number in range(about.num_row_groups)]
+            unfolded = sum(group.total_byte_size for group in groups)
+            if max(unfolded, 8 * about.num_rows) > _MOST:
+                raise ValueError(f"{about.num_rows:,} rows of {unfolded:,} bytes are too many")
+            return file.read(columns).to_pandas()
+
+    return _understood(path, read)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        LeverError: if it is none.
+    """
+    return _understood(path, lambda: json.loads(path.read_bytes()))
+
+
+def read_csv(path: Path, **settings: Any) -> pd.DataFrame:
+    """The table of a CSV file; settings as for `pandas.read_csv`.
+
+    Raises:
+        LeverError: if it is none.
+    """
+    import pandas as pd
+
+    return _understood(path, lambda: pd.read_csv(io.BytesIO(path.read_bytes()), **settings))
+
+
+def _understood(path: Path, read: Callable[[], Content]) -> Content:
+    """What `read` returns. What the readers of damaged files raise depends on where the damage leads them."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno is not None:  # of the file system, not of the content
+            raise
+        reason = str(error)
+    except MemoryError:
+        reason = "it is too large for this machine's memory"
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+    raise LeverError(f"{shown(path)}: cannot be read: {' '.join(reason.split())[:300]}") from None

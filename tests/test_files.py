@@ -1,0 +1,158 @@
+import io
+import json
+import pickle
+import resource
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lever_lib.errors import LeverError
+from lever_lib.files import read_array, read_arrays, read_csv, read_json, read_table
+
+
+def header(shape, descr="<f8"):
+    """The start of an `.npy` file that claims what it likes."""
+    text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    text += b" " * (63 - (len(text) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.fixture
+def limited():
+    """Whatever asks for more than two gigabytes on top of what is there fails."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**31, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+ARRAYS = {
+    "floats": np.arange(24.0).reshape(2, 3, 4),
+    "columns": np.asfortranarray(np.arange(12).reshape(3, 4)),
+    "flags": np.array([True, False]),
+    "words": np.array(["gold", "lever"]),
+    "one": np.array(3),
+    "none": np.empty((0, 4)),
+    "empty words": np.array(["", ""]),
+}
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_is_read_as_it_was_written(tmp_path, name, on_disk):
+    np.save(tmp_path / "a.npy", ARRAYS[name])
+    found = read_array(tmp_path / "a.npy", on_disk)
+    assert found.dtype == ARRAYS[name].dtype
+    assert np.array_equal(found, ARRAYS[name])
+    assert found.flags.f_contiguous == ARRAYS[name].flags.f_contiguous
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_are_read_as_they_were_written(tmp_path, save):
+    save(tmp_path / "a.npz", **ARRAYS)
+    found = read_arrays(tmp_path / "a.npz")
+    assert list(found) == list(ARRAYS)
+    assert all(np.array_equal(found[name], array) for name, array in ARRAYS.items())
+    found["floats"][0] = 7  # what was read may be changed
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_header_that_claims_ten_terabytes_is_refused(tmp_path, limited, on_disk):
+    path = tmp_path / "a.npy"
+    path.write_bytes(header((1_250_000, 1_000_000)) + b"\0" * 64)
+    with pytest.raises(LeverError, match=r"a\.npy: cannot be read: an array of \(1250000, 1000000\)"):
+        read_array(path, on_disk)
+
+
+def test_an_archive_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("lever_lib.files._MOST", 2**23)
+    np.savez_compressed(tmp_path / "a.npz", q_table=np.zeros(2**20 + 1))
+    assert (tmp_path / "a.npz").stat().st_size < 2**14
+    with pytest.raises(LeverError, match=r"a\.npz: cannot be read: .* bytes cannot be in it"):
+        read_arrays(tmp_path / "a.npz")
+
+
+def test_an_archive_that_claims_more_than_it_can_hold_is_refused(tmp_path, limited):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("q_table.npy", header((10**6, 10**6)) + bytes(64))
+    content = bytearray(path.read_bytes())
+    size = len(header((10**6, 10**6))) + 64
+    claim = (2**32 - 2).to_bytes(4, "little")
+    content = content.replace(size.to_bytes(4, "little"), claim)  # in the member's header and in the directory
+    path.write_bytes(content)
+    with pytest.raises(LeverError, match=r"a\.npz: cannot be read"):
+        read_arrays(path)
+
+
+def test_nothing_that_could_run_is_read(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    np.save(tmp_path / "a.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "a.npz", q_table=np.array([Evil()], dtype=object))
+    (tmp_path / "b.npy").write_bytes(pickle.dumps(Evil()))
+    for read, name in ((read_array, "a.npy"), (read_arrays, "a.npz"), (read_array, "b.npy"), (read_table, "b.npy")):
+        with pytest.raises(LeverError, match=name):
+            read(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def whole_files():
+    """One file of each kind, by how it is read."""
+    arrays, table, text = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.savez_compressed(arrays, **ARRAYS)
+    array = io.BytesIO()
+    np.save(array, ARRAYS["floats"])
+    frame = pd.DataFrame({"name": ["a", "b"], "value": [1.0, 2.0], "count": [1, 2]})
+    frame.to_parquet(table)
+    frame.to_csv(text)
+    return {
+        read_array: array.getvalue(),
+        read_arrays: arrays.getvalue(),
+        read_table: table.getvalue(),
+        read_csv: text.getvalue(),
+        read_json: json.dumps({"gate": 0.3, "names": ["a"]}).encode(),
+    }
+
+
+FILES = whole_files()
+
+
+@given(
+    read=st.sampled_from(list(FILES)),
+    harm=st.sampled_from(["flip", "cut", "insert", "other"]),
+    at=st.integers(0, 5000),
+    data=st.binary(min_size=1, max_size=40),
+)
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path_factory, read, harm, at, data):
+    content = bytearray(FILES[read])
+    at %= len(content)
+    if harm == "flip":
+        content[at : at + len(data)] = data[: len(content) - at]
+    elif harm == "insert":
+        content[at:at] = data
+    else:
+        content = content[:at] if harm == "cut" else bytearray(data)
+    path = tmp_path_factory.getbasetemp() / "damaged.bin"
+    path.write_bytes(content)
+    said = f"{path}: cannot be read: "
+    try:
+        read(path)
+    except LeverError as error:
+        said = str(error)
+    assert said.startswith(f"{path}: cannot be read: ")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("read", list(FILES))
+def test_a_missing_file_is_the_file_systems_error(tmp_path, read):
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none")

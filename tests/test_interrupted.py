@@ -1,0 +1,124 @@
+"""Killed at any moment, run again: what comes out is what would have come out."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from lever_lib.artifacts import Outputs, Stage, examine, file_hash
+from lever_lib.params import load_params
+from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
+
+FIRST = Stage("first", "01_first", ("a.txt",), ("grid",), (), "lever_lib.seeding")
+SECOND = Stage("second", "02_second", ("b.txt", "c.txt"), ("seeds",), (FIRST,), "lever_lib.seeding")
+MARKS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
+
+
+def make_part(outputs, draft):
+    with outputs.writing(FIRST) as folder:  # a library of its own, to be thrown away
+        (folder / "a.txt").write_text("large")
+    (draft / "part.csv").write_text("1")
+
+
+def run(outputs):
+    """Two stages and a study, as long as they are not there; what is old is replaced."""
+    outputs.sweep()
+    for stage in (FIRST, SECOND):
+        if not outputs.fresh(stage):
+            with outputs.writing(stage) as folder:
+                for name in stage.files:
+                    (folder / name).write_text(f"{stage.name} {name} {outputs.params.grid.size}")
+    if outputs.made_of("study") != "it":
+        work = work_folder(outputs, "study", "it")
+        parts = parts_of(outputs, [1, 2, 3], work, ("part.csv",), make_part)
+        draft = new_draft(work)
+        (draft / "all.csv").write_text("".join((part / "part.csv").read_text() for part in parts))
+        publish(outputs, "study", work, {"key": "k", "made_of": "it"})
+    outputs.restore_params()
+
+
+def killed_at(moment, outputs):
+    """Run in a process that is killed just before it touches the outputs for the `moment`-th time; whether it was."""
+    child = os.fork()
+    if child == 0:
+        left = [moment]
+
+        def watch(event, arguments):
+            if event in MARKS and str(arguments[0]).startswith(str(outputs.folder.parent)):
+                if event == "open" and not (arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+                    return
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        try:
+            sys.addaudithook(watch)
+            run(outputs)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): file_hash(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".locks" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("before", ["nothing", "the same", "other params"])
+def test_a_run_that_is_killed_before_any_write_is_finished_by_the_next(tmp_path, before):
+    params = load_params("smoke")
+    whole = Outputs("smoke", params, tmp_path / "whole")
+    run(whole)
+    expected = contents(whole.folder)
+    moment, killed = 0, True
+    while killed:
+        outputs = Outputs("smoke", params, tmp_path / str(moment))
+        if before == "other params":
+            run(Outputs("smoke", load_params("8x8"), tmp_path / str(moment)))
+            outputs.forget("study")
+        elif before == "the same":
+            run(outputs)
+            (outputs.folder / "first" / "a.txt").write_text("damaged")
+        killed = killed_at(moment, outputs)
+        for name, state in examine(outputs.folder).items():
+            assert not state.damaged or name in ("params", "first"), "what is entered is whole"
+        run(outputs)
+        assert contents(outputs.folder) == expected, f"killed at write {moment}"
+        moment += 1
+    assert moment > 20
+
+
+def test_a_reader_sees_old_or_new_but_never_half(tmp_path):
+    """A process rebuilds two stages over and over while this one reads them."""
+    params = {name: load_params(name) for name in ("smoke", "8x8")}
+    run(Outputs("smoke", params["smoke"], tmp_path))
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        try:
+            for turn in range(300):
+                outputs = Outputs("smoke", params["8x8" if turn % 2 else "smoke"], tmp_path)
+                with outputs.writing(FIRST) as folder:
+                    (folder / "a.txt").write_text(str(outputs.params.grid.size) * 2000)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    outputs, seen = Outputs("smoke", params["smoke"], tmp_path), set()
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        with outputs.reading():
+            folder = outputs.require_files(FIRST)
+            text = Path(folder / "a.txt").read_text()
+        seen.add(text)
+    sizes = {str(found.grid.size) * 2000 for found in params.values()}
+    assert seen - {f"first a.txt {params['smoke'].grid.size}"} <= sizes
+    assert seen & sizes
+    assert ended == (child, 0)
