@@ -184,6 +184,18 @@ def test_its_tables_by_state_are_those_of_the_committed_ladder(moves, row, metho
     assert told(f"{moves} moves: {row}")[1:] == expected
 
 
+def test_what_it_says_of_trainings_that_were_stopped_early_is_in_the_tables():
+    shares = {"gpi": [], "scratch": []}
+    for spec in ("8x8", "16x16", "32x32"):
+        found = pd.read_csv(ROOT / "outputs" / spec / "ladder" / "library.csv", dtype={"value": str})
+        after = found.query("change == 'stopped' and value == '0.1'").set_index("method")["share"]
+        for method, known in shares.items():
+            known.append(f"{after[method]:.3f}")
+    text = " ".join(README.split())
+    assert "`gpi` makes {}, {} and {}".format(*shares["gpi"]) in text
+    assert "the question itself is at {}, {} and {}".format(*shares["scratch"]) in text
+
+
 def test_its_understood_questions_are_those_of_the_evaluation_set():
     scores = evaluate(load_queries("test"), answer_offline).with_overall()
     rows = ["one objective", "two", "three", "all four", "none of them", "something else altogether", "all of these"]
