@@ -50,6 +50,7 @@ run_tests() {
   LEVER_OUTPUTS=$(mktemp -d)
   export LEVER_OUTPUTS
   trap 'rm -rf "$LEVER_OUTPUTS"' EXIT
+  .venv/bin/shellcheck run_all.sh .ci/run
   .venv/bin/python -m ruff check --no-cache .
   .venv/bin/python -m ruff format --no-cache --check .
   .venv/bin/python -m pytest -p no:cacheprovider tests

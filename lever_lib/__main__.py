@@ -24,6 +24,7 @@ class _Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        message = " ".join(message.split())  # what somebody typed may hold anything
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 

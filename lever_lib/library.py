@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,13 @@ class Library:
     @cached_property
     def timings(self) -> pd.DataFrame:
         """CPU seconds and joules that each policy took to train."""
-        return read_table(self._file("timings.parquet"))
+        table, numbers = read_table(self._file("timings.parquet")), ("train_seconds", "energy_joules")
+        known = {"policy_id", "energy_label", *numbers} <= set(table)
+        if not known or not all(pd.api.types.is_numeric_dtype(table[name]) for name in numbers):
+            raise _made_up(self, "timings.parquet", f"must hold policy_id, energy_label, and {' and '.join(numbers)}")
+        if not table["policy_id"].equals(self.policies["policy_id"]):
+            raise _made_up(self, "timings.parquet", "must name the policies of the library, in their order")
+        return table
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -320,18 +326,19 @@ def load_library(params: Params, outputs: Outputs) -> Library:
     return library
 
 
+def _made_up(library: Library, name: str, rule: str) -> MissingArtifactError:
+    """What to say of a file whose checksum is right, but that no run can have written."""
+    again = f"run notebook {STAGE.notebook} for spec {library.spec} again"
+    return MissingArtifactError(f"{shown(library.folder / name)}: {rule}; {again}")
+
+
 def _check_whole(library: Library) -> None:
     """Open what belongs together, and see that it does: files that were swapped or made up are refused here.
 
     Raises:
         MissingArtifactError: naming the file and what is wrong with it.
     """
-
-    def fault(name: str, rule: str) -> MissingArtifactError:
-        return MissingArtifactError(
-            f"{shown(library.folder / name)}: {rule}; run notebook {STAGE.notebook} for spec {library.spec} again"
-        )
-
+    fault = partial(_made_up, library)
     policies = library.policies
     try:
         layouts = library.layouts

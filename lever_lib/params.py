@@ -301,7 +301,17 @@ def resolved(params: Params) -> dict[str, Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice instead of keeping the last one silently."""
+    """Safe loader that refuses a key given twice, instead of keeping the last one silently, and references.
+
+    A few lines of references to references stand for more than fits into any memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node; raises `yaml.YAMLError` where it is a reference to another one."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"*{event.anchor} on line {event.start_mark.line + 1}: write the value out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """The mapping of a YAML node; raises `yaml.YAMLError` where a key is repeated or is no name."""

@@ -191,7 +191,7 @@ def test_what_it_says_of_trainings_that_were_stopped_early_is_in_the_tables():
         after = found.query("change == 'stopped' and value == '0.1'").set_index("method")["share"]
         for method, known in shares.items():
             known.append(f"{after[method]:.3f}")
-    text = " ".join(README.split())
+    text = " ".join(TEXT.split())
     assert "`gpi` makes {}, {} and {}".format(*shares["gpi"]) in text
     assert "the question itself is at {}, {} and {}".format(*shares["scratch"]) in text
 

@@ -1,0 +1,98 @@
+"""The script that starts everything, where something is missing: it says what to do and exits with 2."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from lever_lib.artifacts import ROOT
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout without its library, in a path with a space; nothing can be installed from anywhere."""
+    folder = tmp_path / "a checkout"
+    folder.mkdir()
+    for name in ("run_all.sh", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def run(checkout, *arguments, python=sys.executable, **more):
+    offline = {"PIP_NO_INDEX": "1", "PIP_RETRIES": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    environment = os.environ | offline | {"PYTHON": str(python)} | more
+    return subprocess.run(
+        [str(checkout / "run_all.sh"), *arguments],
+        env=environment,
+        cwd=checkout.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def says(result, *parts):
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("run_all.sh: "), result.stderr
+    for part in parts:
+        assert part in last
+
+
+def test_no_python(checkout):
+    says(run(checkout, python="python-that-nobody-has"), "no python-that-nobody-has found", "3.11")
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_old_python(checkout):
+    old = checkout / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    says(run(checkout, python=old), "Python 3.9.2 is too old; needs 3.11 or newer")
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize("before", ["nothing", "half made", "of another place"])
+def test_without_a_network_it_says_so_and_starts_over_next_time(checkout, before):
+    """A `.venv` that was left half made is neither used nor in the way."""
+    environment = checkout / ".venv"
+    if before != "nothing":
+        (environment / "bin").mkdir(parents=True)
+        (environment / "left over").write_text("")
+    if before == "of another place":
+        (environment / "bin" / "python").symlink_to(sys.executable)
+        (environment / "requirements.sha256").write_text("0" * 64)
+    result = run(checkout, "smoke")
+    assert "setting up .venv" in result.stderr
+    says(result, "installing requirements.txt failed", "network", "Run the same command again")
+    assert not (environment / "left over").exists()
+    assert not (environment / "requirements.sha256").exists(), "the next run sets up again"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--fast"], ["unknown option --fast", "--help"]),
+        (["--from"], ["--from needs the two digits"]),
+        (["--from", "five"], ["--from needs the two digits"]),
+        (["--from=5"], ["--from needs the two digits"]),
+        (["test", "8x8"], ["test takes no further words"]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_installed(checkout, arguments, parts):
+    says(run(checkout, *arguments), *parts)
+    assert not (checkout / ".venv").exists()
+
+
+def test_help_needs_nothing(checkout):
+    result = run(checkout, "--help", python="python-that-nobody-has")
+    assert result.returncode == 0
+    assert "./run_all.sh smoke" in result.stdout
+
+
+def test_requirements_are_for_the_python_that_the_project_names():
+    text = (ROOT / "requirements.txt").read_text()
+    assert "torch==2.13.0" in text
+    assert text.rstrip().endswith("-e .")
