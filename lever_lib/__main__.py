@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -30,6 +31,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):  # what no encoding can say must not end a conversation
+            stream.reconfigure(errors=errors)
     options = _parser().parse_args(arguments)
     return exit_code(lambda: _run(options), interrupted="interrupted")
 
@@ -37,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int | None:
     try:
         code = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -124,7 +129,8 @@ def _command(
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    if sys.stdout is not None:  # closed by who started this
+        sys.stdout.write(text + "\n")
 
 
 _FIGURE_ENDINGS = (".png", ".pdf", ".svg")
@@ -153,8 +159,12 @@ def _search(options: argparse.Namespace) -> int | None:
     if options.figure:
         import matplotlib
 
+        from lever_lib.artifacts import write_whole
+
         matplotlib.use("Agg")
-        answer.plot().savefig(options.figure, dpi=160)
+        drawn = io.BytesIO()
+        answer.plot().savefig(drawn, format=options.figure.suffix[1:].lower(), dpi=160)
+        write_whole(options.figure, drawn.getvalue())
     _say_answer(opened, answer, options)
     return None
 

@@ -21,6 +21,7 @@ import numpy as np
 from lever_lib.artifacts import ADDED, Outputs, damaged_files, json_hash, shown
 from lever_lib.envs.gridworld import Layout
 from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.files import read_json
 from lever_lib.library import Library, load_records, save_records
 from lever_lib.locks import BUILD, PUBLISH, hold
 from lever_lib.policies.base import PolicyRecord
@@ -81,19 +82,26 @@ def _added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list
         if damaged:
             batch = json.dumps(name)
             raise MissingArtifactError(f"{shown(damaged[0])} is missing or damaged; remove {batch} with `remove`")
-        about = _about(outputs.folder / name)
         moves = library.params.grid.moves
-        own = {seed: Layout(np.array(cells, np.int8), seed, moves) for seed, cells in about["layouts"].items()}
-        worlds = library.layouts | layouts | own
         files = sorted((outputs.folder / name).glob("policies_*.npz"))
         stored = [record for file in files for record in load_records(file)]
-        for record, seconds in zip(stored, about["train_seconds"], strict=True):
-            known = record.seed in worlds and _world(worlds[record.seed]) == about["worlds"][record.seed]
+        try:
+            about = _about(outputs.folder / name)
+            own = {seed: Layout(np.array(cells, np.int8), seed, moves) for seed, cells in about["layouts"].items()}
+            worlds = library.layouts | layouts | own
+            seconds_of = [nan if seconds is None else float(seconds) for seconds in about["train_seconds"]]
+            timed = list(zip(stored, seconds_of, (about["worlds"][record.seed] for record in stored), strict=True))
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            reason = " ".join(str(error).split())
+            batch = f"{shown(outputs.folder / name)}: holds no policies that were added ({reason})"
+            raise MissingArtifactError(f"{batch}; remove {json.dumps(name)} with `remove`") from None
+        for record, seconds, world in timed:
+            known = record.seed in worlds and _world(worlds[record.seed]) == world
             if not known or record.library not in library.params.libraries:
                 text = "%s: policy %s was added to another world and is left out; remove it with `remove`"
                 logging.getLogger(__name__).warning(text, library.spec, record.policy_id)
                 continue
-            records.append(replace(record, train_seconds=nan if seconds is None else seconds))
+            records.append(replace(record, train_seconds=seconds))
             if record.seed in own:
                 layouts[record.seed] = own[record.seed]
     return records, list(layouts.values())
@@ -122,13 +130,14 @@ def _batches(outputs: Outputs) -> dict[str, dict[str, Any]]:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return _about(folder)["policies"]
-    except (OSError, ValueError, KeyError):  # a damaged batch has no names, and goes by its own
+        names = _about(folder)["policies"]
+    except (OSError, ValueError, LookupError, TypeError):  # a damaged batch has no names, and goes by its own
         return []
+    return names if isinstance(names, list) else []
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    return read_json(folder / "about.json")
 
 
 def _world(layout: Layout) -> str:

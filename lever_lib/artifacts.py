@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +34,8 @@ from lever_lib.params import Params, resolved
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = "manifest.json"
 PARAMS = "params.yaml"
+_PART = re.compile(r"[A-Za-z0-9_][\w .+-]*", re.ASCII)  # of a file's path, as stages name them
+_HASH = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = "is missing or damaged"
 STUDY = "study"  # folder, and manifest entry, of results that take long and outlive a run
 MODEL = "model"  # likewise, of the regressor that a study fits
@@ -265,14 +268,14 @@ class Outputs:
         Raises:
             MissingArtifactError: if a stage before it is not usable.
         """
-        for up in stage.upstream:
-            self.require_files(up) if stage.from_published else self.require(up)
-        key = self.key(stage)
-        with self.writing_folder(stage.name, {"key": key}) as draft:
-            yield draft
-            missing = [name for name in stage.files if not (draft / name).is_file()]
-            if missing:
-                raise MissingArtifactError(f"stage {stage.name} did not write {', '.join(missing)}")
+        with hold(self.folder, BUILD):
+            for up in stage.upstream:
+                self.require_files(up) if stage.from_published else self.require(up)
+            with self.writing_folder(stage.name, {"key": self.key(stage)}) as draft:
+                yield draft
+                missing = [name for name in stage.files if not (draft / name).is_file()]
+                if missing:
+                    raise MissingArtifactError(f"stage {stage.name} did not write {', '.join(missing)}")
 
     def made_of(self, name: str) -> str | None:
         """Hash of everything that something lasting came from; None if there is nothing."""
@@ -320,7 +323,7 @@ class Outputs:
         """Add an entry to the manifest, and put the resolved params beside it."""
         with hold(self.folder, PUBLISH):
             stages = self.manifest() | {name: entry}
-            _write_text(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
+            write_whole(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
             _write_manifest(self.folder, stages)
 
     def sweep(self) -> None:
@@ -328,18 +331,21 @@ class Outputs:
         if not self.folder.is_dir():
             return
         with hold(self.folder, BUILD):
-            published = [
-                f".{name}-{entry['made_of'][:16]}" for name, entry in self.manifest().items() if "made_of" in entry
-            ]
-            patterns = [".*.writing", ".*.old", ".*.done", f"{ADDED}/.*.old", *published]
-            for path in [found for pattern in patterns for found in self.folder.glob(pattern)]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            patterns = [".*.writing", ".*.old", ".*.done", f"{ADDED}/.*.old", "figures/.*", "notebooks/*.running.ipynb"]
+            found = [path for pattern in patterns for path in self.folder.glob(pattern)]
+            made_of = {name: self.made_of(name) or "" for name in LASTING}
+            found += [self.folder / f".{name}-{made[:16]}" for name, made in made_of.items() if made]
+            for path in found:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
     def restore_params(self) -> None:
         """Write the resolved params again if what is beside the manifest is not what was written."""
         with hold(self.folder, PUBLISH):
             if "params" in examine(self.folder):
-                _write_text(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
+                write_whole(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
                 _write_manifest(self.folder, self.manifest())
 
     def forget(self, *names: str) -> None:
@@ -357,7 +363,7 @@ def _write_manifest(folder: Path, stages: dict[str, Any]) -> None:
     params = file_hash(folder / PARAMS) if (folder / PARAMS).is_file() else None
     content = {"spec": folder.name, "params": params, "stages": dict(sorted(stages.items()))}
     content = {"checksum": json_hash(content), **content}
-    _write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+    write_whole(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -381,7 +387,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         for name, entry in stages.items():
             if not all(isinstance(value, str) for value in (entry["key"], *entry["files"].values())):
                 raise TypeError
-            if not all(_is_inside(file) for file in (name, *entry["files"])):
+            if not _HASH.fullmatch(entry.get("made_of", "0" * 64)) or not all(map(_is_inside, (name, *entry["files"]))):
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MissingArtifactError(
@@ -393,7 +399,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _is_inside(name: str) -> bool:
     """Whether a name leads to a place within the folder that it is relative to."""
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    return path.as_posix() == name and all(_PART.fullmatch(part) for part in path.parts)
 
 
 def outlives_runs(name: str) -> bool:
@@ -448,7 +454,7 @@ def clear(folder: Path) -> None:
     """Delete all that a run wrote into a spec's folder. Studies take long and stay.
 
     Raises:
-        LeverError: if a run is going on.
+        LeverError: if a run is going on, or the manifest is damaged and studies would be lost with it.
     """
     if folder.is_dir():
         with hold(folder, RUN, wait=False), hold(folder, BUILD), hold(folder, PUBLISH):
@@ -459,16 +465,19 @@ def _clear(folder: Path) -> None:
     try:
         kept = {name: entry for name, entry in read_manifest(folder).items() if outlives_runs(name)}
     except MissingArtifactError:
+        if any((folder / name).is_dir() for name in LASTING):  # nothing else knows what they hold
+            raise
         kept = {}
+    (folder / PARAMS).unlink(missing_ok=True)
+    if kept:
+        _write_manifest(folder, kept)  # first, so that whatever happens now they are known
     for path in folder.iterdir():
-        if path.name in LASTING:
+        if path.name in LASTING or (kept and path.name == MANIFEST):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    if kept:
-        _write_manifest(folder, kept)
     if not any(folder.iterdir()):
         folder.rmdir()
 
@@ -538,7 +547,11 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or as it was before."""
     draft = path.with_name(f".{path.name}.writing")
-    draft.write_text(text)
-    draft.replace(path)
+    try:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _DENSEST = 1040  # bytes that one byte of a deflated file can stand for, at most
 _MOST = 2**33  # bytes that a compressed file may unfold to
+_MOST_OF_A_TABLE = 2**31  # bytes
+_MOST_EMPTY = 2**20  # empty words, which take no bytes
+_ROWS = 2**14  # of a table that are read at a time
 Content = TypeVar("Content")
 
 
@@ -69,11 +73,9 @@ def _array(file: BinaryIO, size: int, on_disk: Path | None = None) -> np.ndarray
         raise ValueError(f"version {major}.{minor} of the format is not known")
     read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(file)
-    if dtype.hasobject or dtype.names is not None:
+    if dtype.kind not in "biufSU" or (not dtype.itemsize and math.prod(shape) > _MOST_EMPTY):
         raise ValueError(f"must hold plain numbers or words, not {dtype}")
-    count = 1
-    for length in shape:
-        count *= length
+    count = math.prod(shape)
     if min(shape, default=0) < 0 or file.tell() + count * dtype.itemsize != size:
         raise ValueError(f"an array of {shape} {dtype} is not what its {size:,} bytes hold")
     if on_disk is not None and count:
@@ -100,16 +102,19 @@ def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     Raises:
         LeverError: if it cannot be read.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     def read() -> pd.DataFrame:
         with pq.ParquetFile(path, memory_map=False) as file:
-            about = file.metadata
-            groups = [about.row_group(number) for number in range(about.num_row_groups)]
-            unfolded = sum(group.total_byte_size for group in groups)
-            if max(unfolded, 8 * about.num_rows) > _MOST:
-                raise ValueError(f"{about.num_rows:,} rows of {unfolded:,} bytes are too many")
-            return file.read(columns).to_pandas()
+            rows, unfolded, batches = file.metadata.num_rows, 0, []
+            for batch in file.iter_batches(_ROWS, columns=columns):
+                unfolded += batch.nbytes  # long words that come again and again take little room in the file
+                if unfolded > _MOST_OF_A_TABLE:
+                    raise ValueError(f"{rows:,} rows of more than {unfolded:,} bytes are too many")
+                batches.append(batch)
+            schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(n) for n in columns])
+            return pa.Table.from_batches(batches, schema).to_pandas()
 
     return _understood(path, read)
 

@@ -156,7 +156,8 @@ def load_index(library: Library, outputs: Outputs) -> TextIndex:
     gate = about.get("gate") if isinstance(about, dict) else None
     if not isinstance(gate, float) or not -1 <= gate <= 1:
         raise fault(_GATE, "must hold a gate between -1 and 1")
-    if list(postings) != ["sentence_id", "sentence", "policy_id"] or postings["sentence_id"].dtype != np.int64:
+    known = list(postings) == ["sentence_id", "sentence", "policy_id"] and postings["sentence_id"].dtype == np.int64
+    if not known or not all(pd.api.types.is_string_dtype(postings[name]) for name in ("sentence", "policy_id")):
         raise fault(_POSTINGS, "must hold sentence_id (whole numbers), sentence and policy_id")
     if not np.array_equal(np.unique(postings["sentence_id"]), np.arange(index.ntotal)):
         raise fault(_POSTINGS, f"must name each of the {index.ntotal} sentences of {_INDEX}")

@@ -71,6 +71,7 @@ class Library:
         """CPU seconds and joules that each policy took to train."""
         table, numbers = read_table(self._file("timings.parquet")), ("train_seconds", "energy_joules")
         known = {"policy_id", "energy_label", *numbers} <= set(table)
+        known = known and pd.api.types.is_string_dtype(table["energy_label"])
         if not known or not all(pd.api.types.is_numeric_dtype(table[name]) for name in numbers):
             raise _made_up(self, "timings.parquet", f"must hold policy_id, energy_label, and {' and '.join(numbers)}")
         if not table["policy_id"].equals(self.policies["policy_id"]):
@@ -162,7 +163,15 @@ class Library:
     @cached_property
     def episodes(self) -> list[Episode]:
         """The training episode recorded at each policy's snapshot."""
-        return unpack_episodes(read_arrays(self._file("episodes.npz")))
+        try:
+            episodes = unpack_episodes(read_arrays(self._file("episodes.npz")))
+        except (LookupError, TypeError, ValueError) as error:
+            if isinstance(error, LeverError):
+                raise
+            raise _made_up(self, "episodes.npz", f"holds no episodes: {error}") from None
+        if len(episodes) != len(self.policies):
+            raise _made_up(self, "episodes.npz", "must hold an episode of each policy")
+        return episodes
 
     def _file(self, name: str) -> Path:
         """A file of the library, as it was when the library was opened.
@@ -268,10 +277,16 @@ def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[s
         raise LeverError(f"setup {record.setup!r} of policy {name!r}: is called {reward_system(record.setup).name!r}")
     if record.seed not in layouts:
         raise LeverError(f"policy {name!r}: no layout {record.seed!r}; layouts: {', '.join(layouts)}")
-    if np.shape(record.q_table) != shape or not np.isfinite(record.q_table).all():
+    table = np.asarray(record.q_table)
+    if table.shape != shape or table.dtype.kind not in "iuf" or not np.isfinite(table).all():
         raise LeverError(f"q_table of policy {name!r}: must be {shape} finite numbers")
     visits = np.asarray(record.visits)
-    if visits.shape != shape or (visits < 0).any() or (visits != np.floor(visits)).any():
+    if (
+        visits.shape != shape
+        or visits.dtype.kind not in "iuf"
+        or (visits < 0).any()
+        or (visits != np.floor(visits)).any()
+    ):
         raise LeverError(f"visits of policy {name!r}: must be {shape} counts, none of them negative")
     _check_episode(record, layouts[record.seed])
 
@@ -281,10 +296,16 @@ def _check_episode(record: PolicyRecord, layout: Layout) -> None:
     episode, states = record.episode, len(record.episode.cells)
     shapes = {"actions": (states - 1,), "golds": (states, len(layout.golds)), "lever": (states,)}
     shapes["hazard_steps"] = (states,)
-    for name, shape in shapes.items():
-        found = np.shape(getattr(episode, name))
-        if found != shape:
-            raise LeverError(f"episode of policy {record.policy_id!r}: {name} must be {shape}, are {found}")
+    kinds = {"cells": "iu", "actions": "iu", "golds": "b", "lever": "b", "hazard_steps": "iu"}
+    for name, kind in kinds.items():
+        found = np.asarray(getattr(episode, name))
+        if found.shape != shapes.get(name, (states,)) or found.dtype.kind not in kind:
+            rule = f"{shapes.get(name, (states,))} {'flags' if kind == 'b' else 'whole numbers'}"
+            raise LeverError(
+                f"episode of policy {record.policy_id!r}: {name} must be {rule}, are {found.shape} {found.dtype}"
+            )
+    if (episode.actions < 0).any() or (episode.actions >= ACTIONS).any():
+        raise LeverError(f"episode of policy {record.policy_id!r}: actions must be 0 to {ACTIONS - 1}")
     if not states or (episode.cells < 0).any() or (episode.cells >= layout.cells.size).any():
         raise LeverError(f"episode of policy {record.policy_id!r}: must be in cells 0 to {layout.cells.size - 1}")
 
@@ -348,6 +369,9 @@ def _check_whole(library: Library) -> None:
     if not wanted <= set(policies):
         raise fault("policies.parquet", f"lacks {', '.join(sorted(wanted - set(policies)))}")
     size, grid = len(policies), library.params.grid
+    words = ("policy_id", "source", "setup", "library", "seed", "description", "spec")
+    if not all(pd.api.types.is_string_dtype(policies[name]) for name in words):
+        raise fault("policies.parquet", f"must hold words for {', '.join(words)}")
     numbers = ("snapshot", "episodes", "return", "optimum", "stuck", "q_index")
     if not size or not all(pd.api.types.is_numeric_dtype(policies[name]) for name in numbers):
         raise fault("policies.parquet", f"must hold policies, with numbers for {', '.join(numbers)}")
@@ -355,8 +379,9 @@ def _check_whole(library: Library) -> None:
         raise fault("policies.parquet", "names layouts or reward systems that nobody knows")
     if not policies["policy_id"].is_unique or not (policies["q_index"] == np.arange(size)).all():
         raise fault("policies.parquet", "must name each policy once, in the order of the Q-tables")
-    if not all(layout.cells.shape == (grid.size, grid.size) for layout in layouts.values()):
-        raise fault("layouts.npz", f"its layouts must be {grid.size} x {grid.size}")
+    shapes = {(layout.cells.shape, len(layout.golds)) for layout in layouts.values()}
+    if shapes != {((grid.size, grid.size), grid.golds)}:
+        raise fault("layouts.npz", f"its layouts must be {grid.size} x {grid.size} with {grid.golds} golds")
     rows = (memory_count(grid.golds) if library.params.sarsa.state == "augmented" else 1) * grid.size**2
     for name, table, kind in (("q_tables.npy", library.q_tables, "f"), ("visits.npy", library.visits, "i")):
         if table.shape != (size, rows, ACTIONS) or table.dtype.kind != kind:

@@ -26,6 +26,7 @@ RUN = "run"  # of all notebooks, of a study, of a reset
 BUILD = "build"  # of one stage, by a run or by a notebook that somebody has open
 PUBLISH = "publish"  # the moment in which files and manifest change together
 _PATIENCE = 1.0  # seconds before somebody who waits is told for whom
+_GLANCE = 0.2  # seconds: as long as somebody may hold a lock who only looks whether it is free
 _mine = threading.local()  # a thread that holds a lock may take it again; another one waits like another process
 
 
@@ -60,7 +61,7 @@ def hold(folder: Path, what: str, wait: bool = True) -> Iterator[None]:
 
 def _acquire(lock: FileLock, folder: Path, what: str, wait: bool) -> None:
     try:
-        lock.acquire(timeout=_PATIENCE if wait else 0, poll_interval=0.02)
+        lock.acquire(timeout=_PATIENCE if wait else _GLANCE, poll_interval=0.02)
     except Timeout:
         if not wait:
             raise LeverError(

@@ -283,7 +283,15 @@ def parse_params(text: str | bytes, source: str = "params") -> Params:
         raw = yaml.load(text, Loader=_UniqueKeyLoader)
         # What JSON cannot say (dates, sets, endless references) is no setting either.
         plain = json.dumps(raw, default=str)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise ParamsError(f"{source}: not readable as YAML: {reason}") from None
     if not isinstance(raw, dict):

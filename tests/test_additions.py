@@ -104,6 +104,22 @@ def test_what_was_kept_is_not_kept_again(opened, root, q_table):
     assert open_library("smoke", root).library.policies["policy_id"].iloc[240:].tolist() == ["two"]
 
 
+@pytest.mark.parametrize(
+    "about", ["[]", "5", "{", "[" * 100_000, '{"policies": 5}', '{"policies": ["tuned"], "layouts": []}']
+)
+def test_a_made_up_batch_is_named_and_can_be_removed(opened, root, q_table, about):
+    batch = opened.with_policy("tuned", q_table, setup="gold", seed=1).keep() and batches(root)[0]
+    path = root / "smoke" / batch / "about.json"
+    path.write_text(about)
+    entry = opened.outputs.manifest()[batch]
+    entry["files"][f"{batch}/about.json"] = file_hash(path)
+    opened.outputs.enter(batch, entry)
+    with pytest.raises(LeverError, match=r"added/"):
+        open_library("smoke", root)
+    assert remove(batch, opened.outputs) >= 1
+    assert len(open_library("smoke", root).library.policies) == 240
+
+
 def test_a_library_that_lies_nowhere_cannot_keep(smoke, smoke_params, q_table):
     mine = OpenLibrary(smoke_params, smoke).with_policy("tuned", q_table, setup="gold", seed=1)
     with pytest.raises(LeverError, match="not opened from disk"):

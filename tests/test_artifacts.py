@@ -10,6 +10,7 @@ from lever_lib.artifacts import (
     ROOT,
     Outputs,
     Stage,
+    clear,
     examine,
     file_hash,
     is_published,
@@ -155,6 +156,52 @@ def test_an_unreadable_manifest_is_an_error_not_a_crash(outputs, text):
     (outputs.folder / "manifest.json").write_text(text)
     with pytest.raises(MissingArtifactError, match=r"manifest\.json"):
         outputs.fresh(FIRST)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"./victim": {"key": "k", "files": {}, "made_of": "0" * 64}},
+        {"../victim": {"key": "k", "files": {}}},
+        {"study": {"key": "k", "files": {}, "made_of": "/../../victim*"}},
+        {"study": {"key": "k", "files": {}, "made_of": 5}},
+        {"study": {"key": "k", "files": {"/etc/passwd": "0" * 64}}},
+        {"study": {"key": "k", "files": {"study/../../x": "0" * 64}}},
+    ],
+)
+def test_a_manifest_that_leads_elsewhere_is_refused(outputs, entries):
+    """Even if somebody took the trouble to make up its checksum."""
+    victim = outputs.folder.parent / "victim-0000000000000000"
+    victim.mkdir()
+    outputs.folder.mkdir()
+    for name, entry in entries.items():
+        outputs.enter(name, entry)
+    for use in (outputs.manifest, outputs.sweep, lambda: outputs.lasting("study", ())):
+        with pytest.raises(MissingArtifactError, match=r"manifest\.json: not a readable manifest"):
+            use()
+    assert victim.is_dir()
+
+
+def test_a_reset_that_is_cut_short_forgets_no_study(outputs, monkeypatch):
+    build(outputs, FIRST)
+    with outputs.writing_folder("study", {"key": "k", "made_of": "0" * 64}) as draft:
+        (draft / "a.csv").write_text("a\n")
+
+    def cut_short(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            clear(outputs.folder)
+    assert list(outputs.manifest()) == ["study"]
+    clear(outputs.folder)
+    assert sorted(path.name for path in outputs.folder.iterdir()) == ["manifest.json", "study"]
+    assert [state.damaged + state.missing for state in examine(outputs.folder).values()] == [[]]
+    (outputs.folder / "manifest.json").write_text("{")
+    with pytest.raises(MissingArtifactError, match="not a readable manifest; take it from git"):
+        clear(outputs.folder)
+    assert (outputs.folder / "study" / "a.csv").is_file()
 
 
 def test_the_environment_moves_all_outputs(monkeypatch, tmp_path):

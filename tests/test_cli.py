@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 
 import jsonschema
@@ -247,6 +248,29 @@ def test_search_saves_the_policy_and_draws_it(said, tmp_path):
     assert list(recipe.policy_ids) == answer["policies"]
     assert drawn.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.png", "policy.npz"]
+
+
+def test_a_figure_that_cannot_be_finished_leaves_the_old_one(run_in, built, tmp_path):
+    drawn = tmp_path / "answer.svg"
+    drawn.write_text("old")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left", "answer.svg"))
+        )
+        patch.setattr("lever_lib.artifacts.Outputs.reading", lambda self: nullcontext())
+        assert_refused(run_in(built, "search", "gold", "--spec", "smoke", "--figure", str(drawn)), "No space left")
+    assert drawn.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["answer.svg"]
+
+
+def test_what_no_encoding_can_say_is_said_in_another_way(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    for query in ("gold \udcff", "gold é"):
+        result = subprocess.run(
+            [sys.executable, "-m", "lever_lib", "decompose", os.fsencode(query)], env=environment, capture_output=True
+        )
+        assert result.returncode == 0, result.stderr
+        assert b"gold" in result.stdout
 
 
 def test_show_all_and_filter_energy(said):

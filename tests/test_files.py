@@ -91,6 +91,31 @@ def test_an_archive_that_claims_more_than_it_can_hold_is_refused(tmp_path, limit
         read_arrays(path)
 
 
+def test_items_of_no_bytes_do_not_stand_for_a_million(tmp_path, limited):
+    for descr in ("<U0", "|S0", "|V0"):
+        (tmp_path / "a.npy").write_bytes(header((10**9,), descr))
+        with pytest.raises(LeverError, match="must hold plain numbers or words"):
+            read_array(tmp_path / "a.npy")
+
+
+def test_a_table_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
+    """One long word again and again takes little room in the file."""
+    monkeypatch.setattr("lever_lib.files._MOST_OF_A_TABLE", 2**27)
+    pd.DataFrame({"word": ["x" * 20_000] * 50_000}).to_parquet(tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 2**16
+    with pytest.raises(LeverError, match=r"a\.parquet: cannot be read: 50,000 rows of more than"):
+        read_table(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("columns", [None, ["count"]])
+def test_a_table_is_read_as_it_was_written(tmp_path, columns):
+    frame = pd.DataFrame({"name": ["a"] * 40_000, "count": range(40_000), "flag": [True, False] * 20_000})
+    for written in (frame, frame.iloc[:0]):
+        written.to_parquet(tmp_path / "a.parquet", index=False)
+        expected = pd.read_parquet(tmp_path / "a.parquet", columns=columns)
+        pd.testing.assert_frame_equal(read_table(tmp_path / "a.parquet", columns), expected)
+
+
 def test_nothing_that_could_run_is_read(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -139,6 +139,14 @@ def check_params(text):
         assert "\n" not in said.strip()
 
 
+@pytest.mark.parametrize(
+    "text", ["grid: !!bool maybe", 'grid: !!int ""', 'grid: !!float ""', '!!int "": 3', 'a: "\\UFFFFFFFF"']
+)
+def test_what_yaml_stumbles_over(text):
+    with pytest.raises(ParamsError, match="params: not readable as YAML"):
+        parse_params(text)
+
+
 def test_references_cannot_blow_up():
     laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n"
     for name, inner in zip("bcdefghij", "abcdefghi", strict=True):

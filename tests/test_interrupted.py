@@ -2,17 +2,20 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from lever_lib.artifacts import Outputs, Stage, examine, file_hash
+from lever_lib.artifacts import Outputs, Stage, examine, file_hash, json_hash
 from lever_lib.params import load_params
 from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
 
 FIRST = Stage("first", "01_first", ("a.txt",), ("grid",), (), "lever_lib.seeding")
 SECOND = Stage("second", "02_second", ("b.txt", "c.txt"), ("seeds",), (FIRST,), "lever_lib.seeding")
+MADE_OF = json_hash("it")
 MARKS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
 
 
@@ -30,12 +33,12 @@ def run(outputs):
             with outputs.writing(stage) as folder:
                 for name in stage.files:
                     (folder / name).write_text(f"{stage.name} {name} {outputs.params.grid.size}")
-    if outputs.made_of("study") != "it":
-        work = work_folder(outputs, "study", "it")
+    if outputs.made_of("study") != MADE_OF:
+        work = work_folder(outputs, "study", MADE_OF)
         parts = parts_of(outputs, [1, 2, 3], work, ("part.csv",), make_part)
         draft = new_draft(work)
         (draft / "all.csv").write_text("".join((part / "part.csv").read_text() for part in parts))
-        publish(outputs, "study", work, {"key": "k", "made_of": "it"})
+        publish(outputs, "study", work, {"key": "k", "made_of": MADE_OF})
     outputs.restore_params()
 
 
@@ -95,6 +98,29 @@ def test_a_run_that_is_killed_before_any_write_is_finished_by_the_next(tmp_path,
         assert contents(outputs.folder) == expected, f"killed at write {moment}"
         moment += 1
     assert moment > 20
+
+
+def test_a_run_is_interrupted_without_a_word_too_many(tmp_path):
+    """As Ctrl-C does it: to the process in the foreground, while a kernel is at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lever_lib.start", "notebooks", "smoke"],
+        env=os.environ | {"LEVER_OUTPUTS": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "smoke").is_dir():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == (
+        "lever: interrupted; finished stages are kept, run the same command again to go on"
+    )
+    assert "Traceback" not in said
+    assert "Error" not in said
+    assert not list(tmp_path.glob("smoke/notebooks/*"))
 
 
 def test_a_reader_sees_old_or_new_but_never_half(tmp_path):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lever_lib.artifacts import Outputs
+from lever_lib.artifacts import Outputs, clear
 from lever_lib.errors import LeverError
 from lever_lib.locks import BUILD, PUBLISH, RUN, hold, owner, run_beside
 from lever_lib.notebooks import main
@@ -112,6 +112,15 @@ def test_a_second_run_of_a_spec_is_refused_before_anything_is_done(monkeypatch, 
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "a run is going on already" in said
+    assert not (tmp_path / "smoke").exists()
+
+
+def test_what_a_run_is_writing_is_not_reset(tmp_path):
+    (tmp_path / "smoke" / "library").mkdir(parents=True)
+    with Holder(tmp_path / "smoke", RUN), pytest.raises(LeverError, match="a run is going on already"):
+        clear(tmp_path / "smoke")
+    assert (tmp_path / "smoke" / "library").is_dir()
+    clear(tmp_path / "smoke")
     assert not (tmp_path / "smoke").exists()
 
 

@@ -2,7 +2,8 @@
 
     python -m tests.trust kill --times 20    kill -9 at random moments; the finished run has the bytes of a whole one
     python -m tests.trust workers            the same bytes with one worker and with two, and in another folder
-    python -m tests.trust damage             every file harmed in turn: named, and rebuilt to the same bytes
+    python -m tests.trust damage             every file harmed once: named, and rebuilt to the same bytes
+    python -m tests.trust interrupt          Ctrl-C at random moments: how long it takes
 
 Without a word: all of it, within an hour on two cores. It works on copies of the checkout in a temporary folder.
 """
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,6 +27,9 @@ from tqdm import tqdm
 from lever_lib.artifacts import ROOT, file_hash
 
 _LONGEST = 40.0  # seconds until a kill
+_INTERRUPTS = 10
+_ROUNDS = 4
+_TASKS = ("kill", "workers", "damage", "interrupt")
 
 
 class Checkout:
@@ -136,48 +139,79 @@ def workers(whole: Checkout, place: Path) -> str:
 
 
 def damage(whole: Checkout, place: Path) -> str:
-    """Harm every file in turn, in one way each, and run again."""
+    """Harm every file once, a quarter of them at a time, and run again."""
     checkout = Checkout(place)
     shutil.copytree(whole.outputs, checkout.outputs)
     expected, dice = whole.checksums(), random.Random(0)
     names = [path.relative_to(whole.outputs).as_posix() for path in sorted(whole.outputs.rglob("*")) if path.is_file()]
-    names = [name for name in names if not name.startswith(".")]
-    for name in tqdm(names, desc="damage"):
-        path = checkout.outputs / name
-        content = path.read_bytes()
-        at = dice.randrange(len(content))
-        harm: Callable[[], object] = dice.choice([
-            lambda p=path, c=content, a=at: p.write_bytes(c[:a] + bytes([c[a] ^ 1 << dice.randrange(8)]) + c[a + 1 :]),
-            lambda p=path, c=content, a=at: p.write_bytes(c[:a]),
-            path.unlink,
-            lambda p=path: shutil.copy(ROOT / "LICENSE", p),
-        ])  # fmt: skip
-        harm()
+    names = [name for name in names if not name.startswith(".") and name != "manifest.json"]
+    dice.shuffle(names)
+    for some in tqdm([names[start::_ROUNDS] for start in range(_ROUNDS)] + [["manifest.json"]], desc="damage"):
+        for name in some:
+            _harm(checkout.outputs / name, dice)
         code, said = checkout.verify()
-        if code != 1 or path.name not in said:
-            raise SystemExit(f"{name}: not found by verify ({code}):\n{said}")
+        unnamed = [name for name in some if Path(name).name not in said]
+        if code != 1 or unnamed:
+            raise SystemExit(f"verify ({code}) does not name {', '.join(unnamed)}:\n{said}")
         checkout.run()
-        same(checkout.checksums(), expected, f"{name} was damaged and rebuilt")
+        same(checkout.checksums(), expected, f"after damage to {', '.join(some)}")
         if checkout.verify()[0]:
-            raise SystemExit(f"{name}: still damaged")
-    return f"{len(names)} files damaged in turn, named, and rebuilt to the same bytes"
+            raise SystemExit(f"still damaged: {checkout.verify()[1]}")
+    return f"{len(names) + 1} files damaged, each of them named, and rebuilt to the same bytes"
+
+
+def _harm(path: Path, dice: random.Random) -> None:
+    """Flip a bit of a file, cut it off, delete it, or put another one in its place."""
+    content = path.read_bytes()
+    at = dice.randrange(len(content))
+    harm = dice.choice(["flip", "cut", "delete", "swap"])
+    if harm == "flip":
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << dice.randrange(8)]) + content[at + 1 :])
+    elif harm == "cut":
+        path.write_bytes(content[:at])
+    elif harm == "delete":
+        path.unlink()
+    else:
+        shutil.copy(ROOT / "LICENSE", path)
+
+
+def interrupt(_: Checkout, place: Path) -> str:
+    """Press Ctrl-C at random moments; a run that finishes before is no loss, the next one starts over."""
+    checkout, dice, seconds = Checkout(place), random.Random(), []
+    with tqdm(total=_INTERRUPTS, desc="Ctrl-C") as bar:
+        while len(seconds) < _INTERRUPTS:
+            process = checkout.start("lever_lib.start", "notebooks", "smoke")
+            try:
+                process.communicate(timeout=dice.uniform(1, _LONGEST))
+                shutil.rmtree(checkout.outputs)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGINT)
+                started = time.perf_counter()
+                said, _ = process.communicate()
+                seconds.append(time.perf_counter() - started)
+                bar.update()
+                if process.returncode != 130 or "Traceback" in said or "interrupted" not in said.splitlines()[-1]:
+                    raise SystemExit(f"exit code {process.returncode}:\n{said}") from None
+    return f"{_INTERRUPTS} times Ctrl-C, stopped after {min(seconds):.1f} to {max(seconds):.1f} s with exit code 130"
 
 
 def main() -> None:
     """Run what was asked for, and say what came of it."""
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__.split("\n")[0])
-    parser.add_argument("what", nargs="*", choices=["kill", "workers", "damage", []], help="default: all")
+    parser.add_argument("what", nargs="*", choices=[*_TASKS, []], help="default: all")
     parser.add_argument("--times", type=int, default=20, help="of kill (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lever trust ") as folder:
         whole = Checkout(Path(folder) / "whole")
         sys.stderr.write(f"a whole run: {whole.run():.0f} s\n")
-        for what in options.what or ["kill", "workers", "damage"]:
+        for what in options.what or _TASKS:
             place = Path(folder) / what
             started = time.perf_counter()
-            tasks = {"kill": lambda p=place: kill(whole, p, options.times)}
-            tasks |= {"workers": lambda p=place: workers(whole, p), "damage": lambda p=place: damage(whole, p)}
-            sys.stdout.write(f"{what}: {tasks[what]()} ({time.perf_counter() - started:.0f} s)\n")
+            if what == "kill":
+                found = kill(whole, place, options.times)
+            else:
+                found = {"workers": workers, "damage": damage, "interrupt": interrupt}[what](whole, place)
+            sys.stdout.write(f"{what}: {found} ({time.perf_counter() - started:.0f} s)\n")
             sys.stdout.flush()
 
 
