@@ -4,7 +4,7 @@
 #   ./run_all.sh [SPEC...]       run notebooks 01-06 for each spec (default: 8x8 16x16 32x32)
 #   ./run_all.sh --from 05 8x8   start at a notebook
 #   ./run_all.sh smoke           the whole pipeline at toy size
-#   ./run_all.sh study [SPEC...] fit the regressor, and the experiment on further layouts (35 minutes)
+#   ./run_all.sh study [SPEC...] the regressor, the experiment and the ladder on further layouts (an hour)
 #   ./run_all.sh test            lint, tests, and a re-run of every committed notebook
 #   ./run_all.sh notebooks       re-execute the committed notebooks in place, at the 8x8 spec
 #

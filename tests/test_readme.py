@@ -18,6 +18,7 @@ from lever_lib.notebooks import numbered_notebooks
 from lever_lib.params import Execution, load_params, parse_params
 from lever_lib.report import overall, pooled_averages
 from lever_lib.understanding import answer_offline, evaluate, load_queries
+from tests.trust import __main__ as trust
 
 TEXT = (ROOT / "README.md").read_text()
 
@@ -79,6 +80,16 @@ def test_every_notebook_is_listed_and_every_link_leads_somewhere():
         assert target.startswith("https://arxiv.org/") or (ROOT / target).exists(), target
     for path in numbered_notebooks():
         assert f"notebooks/{path.name}" in targets
+
+
+def test_every_promise_names_tests_that_exist():
+    section = TEXT.split("## What you can rely on")[1].split("## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) >= 8
+    for row in rows:
+        assert re.search(r"\]\(tests/[\w/]+\.py\)", row), row
+    for options in re.findall(r"^python -m tests\.trust (\w+)", section, re.MULTILINE):
+        assert options in trust._TASKS
 
 
 def test_every_dependency_has_its_reason():
