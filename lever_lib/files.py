@@ -114,7 +114,9 @@ def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
                     raise ValueError(f"{rows:,} rows of more than {unfolded:,} bytes are too many")
                 batches.append(batch)
             schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(n) for n in columns])
-            return pa.Table.from_batches(batches, schema).to_pandas()
+            table = pa.Table.from_batches(batches, schema)
+            table.validate(full=True)  # words that are none are found here, not when somebody first reads them
+            return table.to_pandas()
 
     return _understood(path, read)
 

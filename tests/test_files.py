@@ -116,6 +116,14 @@ def test_a_table_is_read_as_it_was_written(tmp_path, columns):
         pd.testing.assert_frame_equal(read_table(tmp_path / "a.parquet", columns), expected)
 
 
+def test_words_that_are_none_are_found_when_a_table_is_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"name": ["gold in words"]}).to_parquet(path)
+    path.write_bytes(path.read_bytes().replace(b"gold in words", b"gold in \x80ords"))
+    with pytest.raises(LeverError, match=r"a\.parquet: cannot be read: .*UTF8"):
+        read_table(path)
+
+
 def test_nothing_that_could_run_is_read(tmp_path):
     class Evil:
         def __reduce__(self):
