@@ -163,7 +163,7 @@ def test_composed_policies_are_embedded_by_the_library_s_learner(smoke, tmp_path
     params = replace(smoke.library.params, pi2vec=settings)
     short = replace(smoke.library, params=params)
     vars(short).update(policies=smoke.library.policies.iloc[:6], actions=smoke.library.actions[:6])
-    vars(short)["layouts"] = {"0000": smoke.library.layout(0)}
+    vars(short).update(layouts={"0000": smoke.library.layout(0)}, episodes=smoke.library.episodes[:6])
     outputs = Outputs("smoke", params, tmp_path)
     outputs.folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
