@@ -51,20 +51,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         LeverError: if they cannot be read, or a header claims more than the file holds.
     """
+    return _understood(path, lambda: _arrays(path))
 
-    def read() -> dict[str, np.ndarray]:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            unfolded = sum(member.file_size for member in members)
-            if unfolded > min(_MOST, _DENSEST * path.stat().st_size):
-                raise ValueError(f"{unfolded:,} bytes cannot be in it")
-            found = {}
-            for member in members:
-                with archive.open(member) as file:
-                    found[member.filename.removesuffix(".npy")] = _array(file, member.file_size)
-            return found
 
-    return _understood(path, read)
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        unfolded = sum(member.file_size for member in members)
+        if unfolded > min(_MOST, _DENSEST * path.stat().st_size):
+            raise ValueError(f"{unfolded:,} bytes cannot be in it")
+        found = {}
+        for member in members:
+            with archive.open(member) as file:
+                found[member.filename.removesuffix(".npy")] = _array(file, member.file_size)
+        return found
 
 
 def _array(file: BinaryIO, size: int, on_disk: Path | None = None) -> np.ndarray:
@@ -92,33 +92,29 @@ def _array(file: BinaryIO, size: int, on_disk: Path | None = None) -> np.ndarray
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
     """The table of a Parquet file.
-
-    Args:
-        path: of the file.
-        columns: to read; by default all.
 
     Raises:
         LeverError: if it cannot be read.
     """
+    return _understood(path, lambda: _table(path))
+
+
+def _table(path: Path) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def read() -> pd.DataFrame:
-        with pq.ParquetFile(path, memory_map=False) as file:
-            rows, unfolded, batches = file.metadata.num_rows, 0, []
-            for batch in file.iter_batches(_ROWS, columns=columns):
-                unfolded += batch.nbytes  # long words that come again and again take little room in the file
-                if unfolded > _MOST_OF_A_TABLE:
-                    raise ValueError(f"{rows:,} rows of more than {unfolded:,} bytes are too many")
-                batches.append(batch)
-            schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(n) for n in columns])
-            table = pa.Table.from_batches(batches, schema)
-            table.validate(full=True)  # words that are none are found here, not when somebody first reads them
-            return table.to_pandas()
-
-    return _understood(path, read)
+    with pq.ParquetFile(path, memory_map=False) as file:
+        rows, unfolded, batches = file.metadata.num_rows, 0, []
+        for batch in file.iter_batches(_ROWS):
+            unfolded += batch.nbytes  # long words that come again and again take little room in the file
+            if unfolded > _MOST_OF_A_TABLE:
+                raise ValueError(f"{rows:,} rows of more than {unfolded:,} bytes are too many")
+            batches.append(batch)
+        table = pa.Table.from_batches(batches, file.schema_arrow)
+        table.validate(full=True)  # words that are none are found here, not when somebody first reads them
+        return table.to_pandas()
 
 
 def read_json(path: Path) -> Any:

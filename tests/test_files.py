@@ -1,6 +1,5 @@
 import io
 import json
-import pickle
 import resource
 import zipfile
 from pathlib import Path
@@ -107,13 +106,11 @@ def test_a_table_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
         read_table(tmp_path / "a.parquet")
 
 
-@pytest.mark.parametrize("columns", [None, ["count"]])
-def test_a_table_is_read_as_it_was_written(tmp_path, columns):
+def test_a_table_is_read_as_it_was_written(tmp_path):
     frame = pd.DataFrame({"name": ["a"] * 40_000, "count": range(40_000), "flag": [True, False] * 20_000})
     for written in (frame, frame.iloc[:0]):
         written.to_parquet(tmp_path / "a.parquet", index=False)
-        expected = pd.read_parquet(tmp_path / "a.parquet", columns=columns)
-        pd.testing.assert_frame_equal(read_table(tmp_path / "a.parquet", columns), expected)
+        pd.testing.assert_frame_equal(read_table(tmp_path / "a.parquet"), pd.read_parquet(tmp_path / "a.parquet"))
 
 
 def test_words_that_are_none_are_found_when_a_table_is_read(tmp_path):
@@ -125,13 +122,11 @@ def test_words_that_are_none_are_found_when_a_table_is_read(tmp_path):
 
 
 def test_nothing_that_could_run_is_read(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (tmp_path.joinpath("ran").touch, ())
-
-    np.save(tmp_path / "a.npy", np.array([Evil()], dtype=object), allow_pickle=True)
-    np.savez(tmp_path / "a.npz", q_table=np.array([Evil()], dtype=object))
-    (tmp_path / "b.npy").write_bytes(pickle.dumps(Evil()))
+    evil = f"cos\nmkdir\n(V{tmp_path / 'ran'}\ntR.".encode()  # makes a folder when it is unpickled
+    (tmp_path / "a.npy").write_bytes(header((), "|O") + evil)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("q_table.npy", header((), "|O") + evil)
+    (tmp_path / "b.npy").write_bytes(evil)
     for read, name in ((read_array, "a.npy"), (read_arrays, "a.npz"), (read_array, "b.npy"), (read_table, "b.npy")):
         with pytest.raises(LeverError, match=name):
             read(tmp_path / name)
