@@ -402,6 +402,12 @@ def _is_inside(name: str) -> bool:
     return path.as_posix() == name and all(_PART.fullmatch(part) for part in path.parts)
 
 
+def made_up(folder: Path, stage: Stage, file: str, rule: str) -> MissingArtifactError:
+    """What to say of a file of a stage whose checksum is right, but that no run can have written."""
+    again = f"run notebook {stage.notebook} for spec {folder.name} again"
+    return MissingArtifactError(f"{shown(folder / stage.name / file)}: {rule}; {again}")
+
+
 def outlives_runs(name: str) -> bool:
     """Whether an entry is not for a run to delete or to call its own."""
     return name.split("/")[0] in LASTING

@@ -16,8 +16,7 @@ import pandas as pd
 
 from lever_lib import library as library_stage
 from lever_lib import vectors
-from lever_lib.artifacts import Outputs, Stage, shown
-from lever_lib.errors import MissingArtifactError
+from lever_lib.artifacts import Outputs, Stage, made_up
 from lever_lib.files import read_json, read_table
 from lever_lib.library import Library
 from lever_lib.params import Search
@@ -149,10 +148,7 @@ def load_index(library: Library, outputs: Outputs) -> TextIndex:
         index, postings = vectors.load(folder / _INDEX), read_table(folder / _POSTINGS)
         about = read_json(folder / _GATE)
 
-    def fault(name: str, rule: str) -> MissingArtifactError:
-        path = shown(folder / name)
-        return MissingArtifactError(f"{path}: {rule}; run notebook {STAGE.notebook} for spec {outputs.spec} again")
-
+    fault = partial(made_up, outputs.folder, STAGE)
     gate = about.get("gate") if isinstance(about, dict) else None
     if not isinstance(gate, float) or not -1 <= gate <= 1:
         raise fault(_GATE, "must hold a gate between -1 and 1")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lever_lib.artifacts import Outputs, Stage, file_hash, shown
+from lever_lib.artifacts import Outputs, Stage, file_hash, made_up, shown
 from lever_lib.energy import UNKNOWN, Meter, policy_joules
 from lever_lib.envs.gridworld import ACTIONS, Layout, make_layout, memory_count, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
@@ -73,9 +73,9 @@ class Library:
         known = {"policy_id", "energy_label", *numbers} <= set(table)
         known = known and pd.api.types.is_string_dtype(table["energy_label"])
         if not known or not all(pd.api.types.is_numeric_dtype(table[name]) for name in numbers):
-            raise _made_up(self, "timings.parquet", f"must hold policy_id, energy_label, and {' and '.join(numbers)}")
+            raise self.made_up("timings.parquet", f"must hold policy_id, energy_label, and {' and '.join(numbers)}")
         if not table["policy_id"].equals(self.policies["policy_id"]):
-            raise _made_up(self, "timings.parquet", "must name the policies of the library, in their order")
+            raise self.made_up("timings.parquet", "must name the policies of the library, in their order")
         return table
 
     @cached_property
@@ -168,10 +168,14 @@ class Library:
         except (LookupError, TypeError, ValueError) as error:
             if isinstance(error, LeverError):
                 raise
-            raise _made_up(self, "episodes.npz", f"holds no episodes: {error}") from None
+            raise self.made_up("episodes.npz", f"holds no episodes: {error}") from None
         if len(episodes) != len(self.policies):
-            raise _made_up(self, "episodes.npz", "must hold an episode of each policy")
+            raise self.made_up("episodes.npz", "must hold an episode of each policy")
         return episodes
+
+    def made_up(self, file: str, rule: str) -> MissingArtifactError:
+        """What to say of a file that no run can have written."""
+        return made_up(self.folder.parent, STAGE, file, rule)
 
     def _file(self, name: str) -> Path:
         """A file of the library, as it was when the library was opened.
@@ -347,19 +351,13 @@ def load_library(params: Params, outputs: Outputs) -> Library:
     return library
 
 
-def _made_up(library: Library, name: str, rule: str) -> MissingArtifactError:
-    """What to say of a file whose checksum is right, but that no run can have written."""
-    again = f"run notebook {STAGE.notebook} for spec {library.spec} again"
-    return MissingArtifactError(f"{shown(library.folder / name)}: {rule}; {again}")
-
-
 def _check_whole(library: Library) -> None:
     """Open what belongs together, and see that it does: files that were swapped or made up are refused here.
 
     Raises:
         MissingArtifactError: naming the file and what is wrong with it.
     """
-    fault = partial(_made_up, library)
+    fault = library.made_up
     policies = library.policies
     try:
         layouts = library.layouts

@@ -20,11 +20,11 @@ import numpy as np
 from numba import njit
 
 from lever_lib import library as library_stage
-from lever_lib.artifacts import Outputs, Stage, shown
+from lever_lib.artifacts import Outputs, Stage, made_up
 from lever_lib.envs.features import HEAD, FeatureTables, add_features, feature_count, feature_tables, features
 from lever_lib.envs.gridworld import Layout, States
 from lever_lib.envs.layouts import EXIT, HAZARD, LEVER
-from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.errors import LeverError
 from lever_lib.files import read_array, read_arrays
 from lever_lib.jobs import run_jobs
 from lever_lib.library import Library
@@ -218,7 +218,7 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     shape = (arrays[0].shape[0], feature_count(params.grid.size))
     for name, array in zip(_ARRAYS, arrays, strict=True):
         if array.shape != shape or array.dtype != np.float64:
-            raise _made_up(folder / name, outputs.spec, f"must be {shape} numbers, is {array.shape} {array.dtype}")
+            raise made_up(outputs.folder, STAGE, name, f"must be {shape} numbers, is {array.shape} {array.dtype}")
     try:
         states = zip(*(stored[name] for name in ("seeds", *States._fields)), strict=True)
         canonical = {str(name): States(*parts) for name, *parts in states}
@@ -226,7 +226,7 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     except (LookupError, TypeError, ValueError):
         known = False
     if not known:
-        raise _made_up(folder / _CANONICAL, outputs.spec, "holds no states of this grid")
+        raise made_up(outputs.folder, STAGE, _CANONICAL, "holds no states of this grid")
     return Embeddings(*arrays, canonical, params.pi2vec, params.root_seed)
 
 
@@ -236,10 +236,6 @@ def _is_state(states: States, params: Params) -> bool:
     kinds = cells.dtype == np.int32 and golds.dtype == bool and lever.dtype == bool
     shapes = cells.ndim == 1 and lever.shape == cells.shape and golds.shape == (len(cells), params.grid.golds)
     return kinds and shapes and len(cells) > 0 and cells.min() >= 0 and cells.max() < params.grid.size**2
-
-
-def _made_up(path: Path, spec: str, rule: str) -> MissingArtifactError:
-    return MissingArtifactError(f"{shown(path)}: {rule}; run notebook {STAGE.notebook} for spec {spec} again")
 
 
 def extend(embeddings: Embeddings, library: Library, method: str | None = None) -> Embeddings:
