@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lever_lib.errors import MissingArtifactError
+from lever_lib.errors import MissingArtifactError, writing_to
 from lever_lib.locks import BUILD, PUBLISH, RUN, hold, run_beside
 from lever_lib.params import Params, resolved
 
@@ -291,17 +291,21 @@ class Outputs:
             name: of the folder and of its entry.
             about: what the entry says besides checksums: `key`, of the params that it depends on; of what a study made
                 also `made_of`, hash of everything that it comes from.
+
+        Raises:
+            LeverError: if the system does not let it be written, for instance as the disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with hold(self.folder, BUILD):
             draft = self.folder / f".{name.replace('/', '.')}.writing"
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir()
             try:
-                yield draft
-                written = sorted(path for path in draft.rglob("*") if path.is_file())
-                files = {f"{name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
-                self.publish(name, draft, about | {"root_seed": self.params.root_seed, "files": files})
+                with writing_to(shown(self.folder / name)):
+                    shutil.rmtree(draft, ignore_errors=True)
+                    draft.mkdir()
+                    yield draft
+                    written = sorted(path for path in draft.rglob("*") if path.is_file())
+                    files = {f"{name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
+                    self.publish(name, draft, about | {"root_seed": self.params.root_seed, "files": files})
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
 
@@ -554,10 +558,15 @@ def _sha256(data: bytes) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or as it was before."""
+    """Write a file so that it is there whole or as it was before.
+
+    Raises:
+        LeverError: if the system does not let it be written.
+    """
     draft = path.with_name(f".{path.name}.writing")
-    try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with writing_to(shown(path)):
+        try:
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 
 class LeverError(ValueError):
@@ -16,6 +17,26 @@ class ParamsError(LeverError):
 
 class MissingArtifactError(LeverError):
     """A file that a stage should have written is absent, damaged or out of date."""
+
+
+@contextmanager
+def writing_to(what: str) -> Iterator[None]:
+    """Say of which file or folder it is that the system will not let it be written.
+
+    Raises:
+        LeverError: naming `what` and the system's reason, for any `OSError` of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        # What NumPy says of a full disk is how many bytes it got rid of.
+        reason = _system_reason(error) if error.strerror else f"{error}; is the disk full?"
+        raise LeverError(f"{what}: cannot be written: {reason}") from error
+
+
+def _system_reason(error: OSError) -> str:
+    name = "" if error.filename is None else f"{error.filename}: "
+    return f"{name}{error.strerror or error}"
 
 
 def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
@@ -34,8 +55,9 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
     except LeverError as error:
         reason, code = " ".join(str(error).split()), 2
     except OSError as error:
-        reason, code = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split()), 2
+        reason, code = " ".join(_system_reason(error).split()), 2
     except KeyboardInterrupt:
         reason, code = interrupted, 130
-    sys.stderr.write(f"lever: {reason}\n")
+    with suppress(OSError):  # where nothing can be said, the exit code still tells
+        sys.stderr.write(f"lever: {reason}\n")
     return code

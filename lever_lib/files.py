@@ -12,6 +12,7 @@ import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -43,6 +44,17 @@ def read_array(path: Path, on_disk: bool = False) -> np.ndarray:
     with path.open("rb") as file:
         size = path.stat().st_size
         return _understood(path, lambda: _array(file, size, path if on_disk else None))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as `.npy`.
+
+    Raises:
+        OSError: if it cannot be written to the end. `np.save` leaves writing to the C library, and when that finds no
+            room for the last bytes while it closes the file, nobody hears of it.
+    """
+    with path.open("wb") as file:
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from lever_lib.energy import UNKNOWN, Meter, policy_joules
 from lever_lib.envs.gridworld import ACTIONS, Layout, make_layout, memory_count, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError
-from lever_lib.files import read_array, read_arrays, read_table
+from lever_lib.files import read_array, read_arrays, read_table, write_array
 from lever_lib.jobs import run_jobs
 from lever_lib.params import Params, gold_slots, snapshot_episodes
 from lever_lib.planning import optimum
@@ -418,8 +418,8 @@ def _write(
     run_seconds = sum(run[-1].train_seconds for run, _ in runs)
     _timing_table(params, records, run_seconds, joules).to_parquet(folder / "timings.parquet", index=False)
     _curve_table(runs).to_parquet(folder / "curves.parquet", index=False)
-    np.save(folder / "q_tables.npy", np.stack([record.q_table for record in records]))
-    np.save(folder / "visits.npy", np.stack([_as_stored(record.visits) for record in records]))
+    write_array(folder / "q_tables.npy", np.stack([record.q_table for record in records]))
+    write_array(folder / "visits.npy", np.stack([_as_stored(record.visits) for record in records]))
     np.savez_compressed(folder / "episodes.npz", **pack_episodes([record.episode for record in records]))
     np.savez_compressed(
         folder / "layouts.npz",

@@ -32,7 +32,7 @@ from lever_lib.artifacts import (
     source_hash,
 )
 from lever_lib.envs.gridworld import make_layout
-from lever_lib.errors import LeverError, MissingArtifactError, exit_code
+from lever_lib.errors import LeverError, MissingArtifactError, exit_code, writing_to
 from lever_lib.locks import PUBLISH, RUN, hold
 from lever_lib.params import load_params, resolved
 from lever_lib.pictures import shrink_outputs
@@ -77,9 +77,14 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     target = outputs.folder / "notebooks" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     draft, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
-    failed.unlink(missing_ok=True)
-    _execute(path, draft, failed, spec)
-    _strip_traces(draft)
+    try:
+        with writing_to(shown(target)):
+            failed.unlink(missing_ok=True)
+            _execute(path, draft, failed, spec)
+            _strip_traces(draft)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     with hold(outputs.folder, PUBLISH):
         outputs.forget(entry_name)
         draft.replace(target)
@@ -118,7 +123,6 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
         ) from None
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that nobody waits for any more
-        draft.unlink(missing_ok=True)
         raise
 
 

@@ -25,7 +25,7 @@ from lever_lib.envs.features import HEAD, FeatureTables, add_features, feature_c
 from lever_lib.envs.gridworld import Layout, States
 from lever_lib.envs.layouts import EXIT, HAZARD, LEVER
 from lever_lib.errors import LeverError
-from lever_lib.files import read_array, read_arrays
+from lever_lib.files import read_array, read_arrays, write_array
 from lever_lib.jobs import run_jobs
 from lever_lib.library import Library
 from lever_lib.params import Params, Pi2Vec
@@ -456,7 +456,7 @@ def _write(library: Library, folder: Path, jobs: list[_EmbeddingJob], embedded: 
         table = np.empty((len(library.policies), parts[0].shape[1]))
         for job, part in zip(jobs, parts, strict=True):
             table[job.rows] = part
-        np.save(folder / f"{name}.npy", table)
+        write_array(folder / f"{name}.npy", table)
     canonical = [job.embedder.canonical for job in jobs]
     np.savez_compressed(
         folder / "canonical_states.npz",

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lever_lib.artifacts import Outputs
+from lever_lib.artifacts import Outputs, write_whole
 from lever_lib.looks import GRID_LINE, LOOKS
 from lever_lib.pictures import smaller
 
@@ -79,9 +79,7 @@ def save_figure(figure: Figure, outputs: Outputs, name: str) -> None:
     for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None})):
         drawn = io.BytesIO()
         figure.savefig(drawn, format=ending, metadata=metadata, dpi=STYLE["savefig.dpi"])
-        draft = folder / f".{name}.writing.{ending}"
-        draft.write_bytes(smaller(drawn.getvalue()) if ending == "png" else drawn.getvalue())
-        draft.replace(folder / f"{name}.{ending}")
+        write_whole(folder / f"{name}.{ending}", smaller(drawn.getvalue()) if ending == "png" else drawn.getvalue())
 
 
 @_styled

@@ -6,12 +6,14 @@ visit counts, and, for programs that only want to act, the episode: cells, actio
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lever_lib.artifacts import write_whole
 from lever_lib.composition import Pool, method
 from lever_lib.envs.gridworld import Layout, memory_count
 from lever_lib.envs.rewards import RewardSystem, reward_system
@@ -53,7 +55,11 @@ class Recipe:
         return evaluate(self.policy(), self.layout, self.system)
 
     def save(self, path: str | Path) -> None:
-        """Write the recipe and its episode as `.npz`; nothing is left behind if that fails."""
+        """Write the recipe and its episode as `.npz`.
+
+        Raises:
+            LeverError: if the system does not let it be written; nothing is left behind then.
+        """
         path = Path(path)
         episode = self.outcome()
         content: dict[str, Any] = {
@@ -72,13 +78,9 @@ class Recipe:
             "return": episode.return_,
             "optimum": optimum(self.layout, self.system).return_,
         }
-        draft = path.with_name(f".{path.name}.writing")
-        try:
-            with draft.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **content)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, allow_pickle=False, **content)
+        write_whole(path, packed.getvalue())
 
 
 def load_policy(path: str | Path) -> Recipe:

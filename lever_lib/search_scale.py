@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from lever_lib.artifacts import ROOT, SCALE, Outputs, json_hash, source_hash
 from lever_lib.errors import LeverError
+from lever_lib.files import write_array
 from lever_lib.params import Params, resolved
 from lever_lib.seeding import stream
 from lever_lib.vectors import KINDS, build, load, nearest, save
@@ -151,7 +152,7 @@ def _truth(index: str, policies: int, policies_per_sentence: int, truth: str, se
         allowed = size.allowed(name, seed)
         selector = None if allowed is None else faiss.IDSelectorBatch(allowed)
         found.append(flat.search(queries, _K, params=faiss.SearchParameters(sel=selector))[1])
-    np.save(truth, np.stack(found))
+    write_array(Path(truth), np.stack(found))
     return {}
 
 

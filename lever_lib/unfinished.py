@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lever_lib.artifacts import Outputs, file_hash
+from lever_lib.artifacts import Outputs, file_hash, shown
+from lever_lib.errors import writing_to
 from lever_lib.params import Deep
 
 _CHUNK = 10  # layouts that are worked on before their results are put away
@@ -46,10 +47,11 @@ def parts_of(
             continue
         sys.stderr.write(f"{outputs.spec}: layouts {part.name}\n")
         draft = part.with_name(f".{part.name}.writing")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
         own = replace(outputs.params, seeds=tuple(chunk.tolist()), deep=Deep())
-        make(Outputs(outputs.spec, own, work / part.name), draft)
+        with writing_to(shown(part)):
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            make(Outputs(outputs.spec, own, work / part.name), draft)
         shutil.rmtree(part, ignore_errors=True)
         draft.rename(part)
         shutil.rmtree(work / part.name)

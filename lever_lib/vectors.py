@@ -264,12 +264,10 @@ def save(index: faiss.Index, path: Path) -> None:
     """Write an index.
 
     Raises:
-        LeverError: if it cannot be written there.
+        OSError: if it cannot be written there.
     """
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError:
-        raise LeverError(f"{path}: the index cannot be written there") from None
+    with path.open("wb") as file:  # FAISS by itself would not say why it cannot
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def load(path: Path) -> faiss.Index:
