@@ -24,7 +24,7 @@ PARAMS_FOLDER = Path(__file__).resolve().parents[1] / "params"
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _ADDRESS = re.compile(r"tcp://[^\s/:]+:[0-9]{1,5}")
-_SPEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_SPEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # of a file, too
 
 
 def gold_slots(size: int) -> int:
@@ -269,7 +269,7 @@ def load_params(spec: str) -> Params:
         ParamsError: naming the file, the key, the value and the rule.
     """
     if not isinstance(spec, str) or not _SPEC_NAME.fullmatch(spec):
-        raise ParamsError(f"spec {spec!r}: must be a name of letters, digits, '.', '_' or '-'")
+        raise ParamsError(f"spec {_short(spec)}: must be a name of up to 100 letters, digits, '.', '_' or '-'")
     path = PARAMS_FOLDER / f"{spec}.yaml"
     if not path.is_file():
         known = ", ".join(available_specs()) or "none"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -37,6 +40,22 @@ def corridor():
         """,
         "corridor",
     )
+
+
+@contextmanager
+def at_most(what, size):
+    """This process gets no more than `size` bytes of something meanwhile."""
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+def memory_in_use():
+    """Bytes that this process may address."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def build_everything(params: Params, outputs: Outputs) -> Retriever:

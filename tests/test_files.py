@@ -2,7 +2,6 @@ import io
 import json
 import resource
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from lever_lib.errors import LeverError
 from lever_lib.files import read_array, read_arrays, read_csv, read_json, read_table
+from tests.conftest import at_most, memory_in_use
 
 
 def header(shape, descr="<f8"):
@@ -24,11 +24,8 @@ def header(shape, descr="<f8"):
 @pytest.fixture
 def limited():
     """Whatever asks for more than two gigabytes on top of what is there fails."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + 2**31, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
+    with at_most(resource.RLIMIT_AS, memory_in_use() + 2**31):
+        yield
 
 
 ARRAYS = {

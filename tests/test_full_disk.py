@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -13,22 +13,14 @@ from lever_lib.__main__ import main
 from lever_lib.artifacts import Outputs, examine
 from lever_lib.errors import LeverError, exit_code
 from lever_lib.notebooks import STAGES
-from tests.conftest import build_everything
+from tests.conftest import at_most, build_everything
 from tests.test_interrupted import contents
 from tests.test_interrupted import run as run_toy
 
 STAGE_NAMES = [stage.name for stage in STAGES.values()]
 
 
-@contextmanager
-def room_for(size):
-    """No file of this process grows beyond `size` bytes meanwhile."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+room_for = partial(at_most, resource.RLIMIT_FSIZE)
 
 
 def fails(action, size):

@@ -1,10 +1,14 @@
 """Whatever comes in: success, or exit code 2 with one line; never a traceback, and nothing written by halves.
 
+All of it within three gigabytes on top of what the tests began with.
+
 `HYPOTHESIS_EXAMPLES=2000` tries many.
 """
 
 import io
+import json
 import os
+import resource
 import shutil
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -16,15 +20,25 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lever_lib import llm
 from lever_lib.__main__ import main
 from lever_lib.artifacts import ROOT, Outputs, file_hash
-from lever_lib.errors import LeverError, ParamsError
+from lever_lib.decompose import decompose
+from lever_lib.errors import LeverError, ParamsError, exit_code
 from lever_lib.llm import Settings, _Recording
 from lever_lib.notebooks import main as run_notebooks
-from lever_lib.params import Params, load_params, parse_params
+from lever_lib.params import LanguageModel, Params, load_params, parse_params
+from tests.conftest import at_most, memory_in_use
+from tests.llm_server import LLMServer, completion, says, sends
 
 SMOKE = (ROOT / "params" / "smoke.yaml").read_text()
 slow = settings(max_examples=max(1, settings.default.max_examples // 2), suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded():
+    with at_most(resource.RLIMIT_AS, memory_in_use() + 3 * 2**30):
+        yield
 
 
 def run(root, arguments, entry=main):
@@ -241,6 +255,79 @@ def test_any_content_of_a_recording(tmp_path_factory, at, cut, data):
         said = str(error)
     assert "exchanges.jsonl" in said
     assert "\n" not in said
+
+
+@given(st.one_of(scalars, words, st.lists(words, max_size=2), st.dictionaries(words, words, max_size=1)))
+def test_any_parameter_of_a_notebook(spec):
+    """As the first call of every notebook gets it."""
+    try:
+        load_params(spec)
+    except ParamsError as error:
+        said = str(error)
+        assert said.startswith("spec ")
+        assert "\n" not in said
+    else:
+        assert spec == "smoke"
+
+
+POOL = ("Collect the gold.", "Pull the lever.", "Take the shortest path.")
+KEY = "sk-planted-0123456789"
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.sampled_from(POOL)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.sampled_from(["sentences", "choices", "message", "content", "x"]), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+chosen = st.one_of(st.lists(st.sampled_from(POOL), max_size=3), json_values)
+objects = st.fixed_dictionaries({"sentences": chosen}, optional={"x": json_values})
+contents = st.one_of(json_values, objects.map(json.dumps), st.text(max_size=50))
+bodies = st.one_of(
+    st.binary(max_size=100),
+    json_values.map(json.dumps).map(str.encode),
+    st.tuples(contents, json_values, st.text(max_size=9)).map(
+        lambda parts: json.dumps(completion(parts[0], parts[2], parts[1], refusal=None)).encode()
+    ),
+    st.tuples(objects, st.integers(0, 300), st.binary(max_size=5)).map(
+        lambda parts: harmed(json.dumps(completion(json.dumps(parts[0]))).encode(), ("flip", *parts[1:]), None)
+    ),
+    st.text(max_size=20).map(lambda text: json.dumps({"error": {"message": f"{text}{KEY}"}}).encode()),
+)
+words_of_a_header = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)
+answers = st.one_of(
+    contents.map(says),
+    st.builds(
+        sends,
+        st.sampled_from([200, 200, 200, 204, 302, 400, 401, 404, 429, 500, 599]),
+        bodies,
+        words_of_a_header,
+        retry_after=words_of_a_header,
+        content_encoding=st.sampled_from(["", "gzip", "identity", "br", "x"]),
+        location=words_of_a_header,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A language model that says whatever it is told to."""
+    with LLMServer() as server, patch.object(llm, "_BACKOFF", 0.01), patch.object(llm, "_find_access") as access:
+        access.return_value = llm._Access("127.0.0.1", server.url, KEY, None)
+        yield server
+
+
+@slow
+@given(script=st.lists(answers, min_size=1, max_size=3))
+def test_any_answer_of_a_language_model(model, script, caplog):
+    model.script, model.requests[:] = script, []
+    found, complained = [], io.StringIO()
+    settings = LanguageModel(timeout_s=2.0, tries=len(script))
+    with redirect_stderr(complained), caplog.at_level("DEBUG", "lever_lib"):
+        code = exit_code(lambda: found.append(decompose("gold", POOL, "llm", settings)), interrupted="")
+    assert_orderly(code, complained.getvalue())
+    assert code == 2 or set(found[0].sub_queries) <= set(POOL)
+    assert KEY not in complained.getvalue() + caplog.text + repr(found)
 
 
 files = st.tuples(st.sampled_from([".npy", ".npz", ""]), st.sampled_from(["array", "archive", "junk"]), harms)
