@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
+
+from lever_lib.recognise import meant_by
 
 
 class LLMServer:
@@ -87,6 +90,18 @@ def fails(status, message, **headers):
 def echoes(status, template):
     """Sends the Authorization header back, in place of `{}`."""
     return lambda handler: handler.send(status, template.replace("{}", handler.headers["Authorization"]))
+
+
+def chooses(*objectives):
+    """Chooses from the listed sentences those that ask for one of some objectives, and repeats the key beside."""
+
+    def step(handler):
+        asked = handler.server.owner.requests[-1]
+        listed = re.findall("^- (.*)$", asked["body"]["messages"][0]["content"], re.MULTILINE)
+        chosen = [sentence for sentence in listed if set(meant_by(sentence)) in [{name} for name in objectives]]
+        says(f"{json.dumps({'sentences': chosen})} said {asked['headers']['Authorization']}")(handler)
+
+    return step
 
 
 def is_silent(handler):

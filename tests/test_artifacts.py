@@ -14,6 +14,7 @@ from lever_lib.artifacts import (
     examine,
     file_hash,
     is_published,
+    lasting_files,
     outputs_root,
     read_manifest,
     source_hash,
@@ -21,6 +22,7 @@ from lever_lib.artifacts import (
 from lever_lib.errors import MissingArtifactError
 from lever_lib.notebooks import STAGES
 from lever_lib.params import Energy, Execution, Grid, Pi2Vec, Regressor, Sarsa, Search, Study, load_params
+from tests.conftest import build_everything
 
 FIRST = Stage("first", "01_first", ("a.txt",), ("grid",), (), "lever_lib.seeding")
 ALL = {"library", "pi2vec", "regressor", "search", "composition"}
@@ -262,6 +264,32 @@ def test_damage_is_named_in_the_log(outputs, caplog):
 def test_a_copied_run_is_as_good_as_the_original(smoke, smoke_outputs, smoke_params, tmp_path):
     shutil.copytree(smoke_outputs.folder, tmp_path / "smoke")
     assert Outputs("smoke", smoke_params, tmp_path).fresh(regressor.STAGE)
+
+
+@pytest.fixture(scope="module")
+def copy(smoke, smoke_outputs, smoke_params, tmp_path_factory):
+    """A run to harm."""
+    root = tmp_path_factory.mktemp("harmed")
+    shutil.copytree(smoke_outputs.folder, root / "smoke")
+    return Outputs("smoke", smoke_params, root)
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
+def test_what_was_harmed_is_built_again_and_nothing_else(copy, monkeypatch, stage):
+    """What follows is made of the same bytes as before, so it is still true."""
+    entries, built, writing = copy.manifest(), [], Outputs.writing
+    for number, name in enumerate(sorted(entries[stage.name]["files"])):
+        content = (copy.folder / name).read_bytes()
+        harmed = [b"", content[:-1], content[1:] + b"\0", bytes([content[0] ^ 1]) + content[1:]][number % 4]
+        (copy.folder / name).write_bytes(harmed)
+    monkeypatch.setattr(Outputs, "writing", lambda self, stage: built.append(stage.name) or writing(self, stage))
+    build_everything(copy.params, copy)
+    assert built == [stage.name]
+    rebuilt = copy.manifest()
+    assert rebuilt.keys() == entries.keys()
+    for name, entry in rebuilt.items():
+        assert lasting_files(entry["files"]) == lasting_files(entries[name]["files"])
+    assert not any(state.damaged or state.missing for state in examine(copy.folder).values())
 
 
 PUBLISHED_SPECS = ["8x8", "16x16", "32x32"]

@@ -4,6 +4,9 @@
     python -m tests.trust workers            the same bytes with one worker and with two, and in another folder
     python -m tests.trust damage             every file harmed once: named, and rebuilt to the same bytes
     python -m tests.trust interrupt          Ctrl-C at random moments: how long it takes
+    python -m tests.trust room               a disk that is full sooner or later: the next run goes on to the same bytes
+    python -m tests.trust order              two specs, one after the other and the other way round: the same bytes
+    python -m tests.trust secrets            a planted key is searched for in all that runs print and leave behind
 
 Without a word: all of it, within an hour on two cores. It works on copies of the checkout in a temporary folder.
 """
@@ -13,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -24,76 +26,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lever_lib.artifacts import ROOT, file_hash
+from lever_lib.artifacts import ROOT
+from tests.checkout import Checkout
+from tests.llm_server import LLMServer, chooses, echoes
 
 _LONGEST = 40.0  # seconds until a kill
 _INTERRUPTS = 10
 _ROUNDS = 4
-_TASKS = ("kill", "workers", "damage", "interrupt")
-
-
-class Checkout:
-    """A copy of the working tree with outputs of its own."""
-
-    def __init__(self, place: Path, workers: int = 2) -> None:
-        self.root = place
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        for name in listed:
-            if not name.startswith(("outputs/", "tests/")) and (ROOT / name).is_file():
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, place / name)
-        params = place / "params" / "smoke.yaml"
-        text = re.sub(r"workers: \d+", f"workers: {workers}", params.read_text())
-        params.write_text(text if f"workers: {workers}" in text else f"{text}\nexecution: {{workers: {workers}}}\n")
-        self.outputs = place / "outputs" / "smoke"
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        """Start `python -m ARGUMENTS` in a session of its own."""
-        environment = os.environ | {"PYTHONPATH": str(self.root), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-        environment.pop("LEVER_OUTPUTS", None)
-        return subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=self.root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self) -> float:
-        """Run all notebooks to the end; seconds it took."""
-        started = time.perf_counter()
-        process = self.start("lever_lib.start", "notebooks", "smoke")
-        said, _ = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"a run ended with {process.returncode}:\n{said}")
-        return time.perf_counter() - started
-
-    def verify(self) -> tuple[int, str]:
-        """Exit code of `verify`, and what it said."""
-        process = self.start("lever_lib", "verify", "--spec", "smoke")
-        said, _ = process.communicate()
-        return process.returncode, said
-
-    def checksums(self) -> dict[str, str]:
-        """Of all files that must not differ from run to run."""
-        exempt = re.compile(r"(^|/)(\.|manifest\.json)|timings|^notebooks/")
-        return {
-            name: file_hash(path)
-            for path in sorted(self.outputs.rglob("*"))
-            if path.is_file() and not exempt.search(name := path.relative_to(self.outputs).as_posix())
-        }
-
-    def leftovers(self) -> list[str]:
-        """Hidden files and folders that a finished run should not leave."""
-        return [path.name for path in self.outputs.rglob(".*") if path.name != ".sentences.sqlite"]
+_ROOMS = 10  # sizes that files may have at most
+_KEY = "sk-planted-0123456789-abcdefghij"
 
 
 def same(found: dict[str, str], expected: dict[str, str], what: str) -> None:
@@ -109,7 +50,7 @@ def kill(whole: Checkout, place: Path, times: int) -> str:
     checkout = Checkout(place)
     with tqdm(total=times, desc="kill -9") as bar:
         while kills < times:
-            process = checkout.start("lever_lib.start", "notebooks", "smoke")
+            process = checkout.notebooks()
             try:
                 process.communicate(timeout=dice.uniform(0.5, _LONGEST))
                 same(checkout.checksums(), expected, "a run that had been killed before")
@@ -180,7 +121,7 @@ def interrupt(_: Checkout, place: Path) -> str:
     checkout, dice, seconds = Checkout(place), random.Random(), []
     with tqdm(total=_INTERRUPTS, desc="Ctrl-C") as bar:
         while len(seconds) < _INTERRUPTS:
-            process = checkout.start("lever_lib.start", "notebooks", "smoke")
+            process = checkout.notebooks()
             try:
                 process.communicate(timeout=dice.uniform(1, _LONGEST))
                 shutil.rmtree(checkout.outputs)
@@ -195,6 +136,88 @@ def interrupt(_: Checkout, place: Path) -> str:
     return f"{_INTERRUPTS} times Ctrl-C, stopped after {min(seconds):.1f} to {max(seconds):.1f} s with exit code 130"
 
 
+def room(whole: Checkout, place: Path) -> str:
+    """Run with limits to the size of files, growing from nothing; what fits is kept."""
+    checkout, expected = Checkout(place), whole.checksums()
+    sizes = sorted(path.stat().st_size for path in whole.outputs.rglob("*") if path.is_file())
+    limits = [0, *(sizes[len(sizes) * step // _ROOMS] - 1 for step in range(1, _ROOMS)), sizes[-1] - 1]
+    failures = 0
+    for limit in tqdm(limits, desc="room"):
+        process = checkout.notebooks(room=limit)
+        said, _ = process.communicate()
+        last = said.splitlines()[-1]
+        failures += process.returncode
+        if process.returncode and (process.returncode != 2 or "cannot be written" not in last or "Traceback" in said):
+            raise SystemExit(f"exit code {process.returncode} with room for {limit} bytes:\n{said}")
+        if (checkout.outputs / "manifest.json").exists() and checkout.verify()[0]:
+            raise SystemExit(f"half written: {checkout.verify()[1]}")
+        if checkout.leftovers():
+            raise SystemExit(f"left over: {checkout.leftovers()}")
+    checkout.run()
+    same(checkout.checksums(), expected, "after full disks")
+    return f"{len(limits)} runs with too little room, {failures // 2} ended so, {len(expected)} files: the same bytes"
+
+
+def order(whole: Checkout, place: Path) -> str:
+    """Run a second spec after the first and before it."""
+    found = {}
+    for number, specs in enumerate((("smoke", "other"), ("other", "smoke"))):
+        checkout = Checkout(place / str(number))
+        (checkout.root / "params" / "other.yaml").write_text((checkout.root / "params" / "smoke.yaml").read_text())
+        checkout.change_params("size: 6", "size: 7", "other")
+        checkout.run(*specs)
+        found[specs] = {spec: checkout.checksums(spec) for spec in specs}
+    one, other = found.values()
+    same(one["other"], other["other"], "in another order")
+    for sums in (one, other):
+        same(sums["smoke"], whole.checksums(), "beside another spec")
+    count = len(one["other"]) + len(one["smoke"])
+    return f"two specs, in one order, in the other and alone, {count} files: all the same bytes"
+
+
+def secrets(_: Checkout, place: Path) -> str:
+    """Let a model split the questions that repeats the key in all it says, and one that refuses it aloud."""
+    checkout, said = Checkout(place), ""
+    checkout.change_params("decompose: offline", "decompose: llm")
+    checkout.change_params("record: null", "record: recorded.jsonl")
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        checkout.environment.pop(name, None)
+    asked, codes = 0, []
+    for step in (echoes(401, '{"error": {"message": "no such key: {}"}}'), chooses("path", "gold")):
+        with LLMServer(step) as server:
+            text = f"OPENAI_API_KEY={_KEY}\nOPENAI_BASE_URL={server.url}\n"
+            (checkout.root / ".env").write_text(text)
+            for process in (
+                checkout.notebooks(),
+                checkout.start("-m", "lever_lib", "search", "a fast way out with gold", "--spec", "smoke"),
+            ):
+                said += process.communicate()[0]
+                codes.append(process.returncode)
+            asked += len(server.requests)
+            keys = {request["headers"]["Authorization"] for request in server.requests}
+    (checkout.root / ".env").unlink()
+    if codes != [2, 2, 0, 0] or keys != {f"Bearer {_KEY}"}:
+        raise SystemExit(f"exit codes {codes}:\n{said}")
+    files = [path for path in checkout.root.rglob("*") if path.is_file()]
+    if not {"recorded.jsonl", "04_search.ipynb"} <= {path.name for path in files}:
+        raise SystemExit("nothing was recorded")
+    told = [path for path in files if _KEY.encode() in path.read_bytes()]
+    if told or _KEY in said:
+        raise SystemExit(f"the key is in {told or said}")
+    return f"asked {asked} times, the key was sent each time and is in none of {len(files)} files nor in what was said"
+
+
+_TASKS = {
+    "kill": kill,
+    "workers": workers,
+    "damage": damage,
+    "interrupt": interrupt,
+    "room": room,
+    "order": order,
+    "secrets": secrets,
+}
+
+
 def main() -> None:
     """Run what was asked for, and say what came of it."""
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__.split("\n")[0])
@@ -207,10 +230,7 @@ def main() -> None:
         for what in options.what or _TASKS:
             place = Path(folder) / what
             started = time.perf_counter()
-            if what == "kill":
-                found = kill(whole, place, options.times)
-            else:
-                found = {"workers": workers, "damage": damage, "interrupt": interrupt}[what](whole, place)
+            found = _TASKS[what](whole, place, *([options.times] if what == "kill" else []))
             sys.stdout.write(f"{what}: {found} ({time.perf_counter() - started:.0f} s)\n")
             sys.stdout.flush()
 
