@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def test_a_committed_notebook_is_a_page_to_read(path):
     assert "**Question.**" in text
     assert "**Takeaway.**" in text
     assert str(ROOT.parent) + "/" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_only_timings_and_progress_are_not_compared(path):
+    """What nbval leaves out says how long something takes, or holds nothing but a progress bar."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if "nbval-ignore-output" in cell.metadata.get("tags", []):
+            assert not cell.outputs or re.search("timings|seconds", cell.source), cell.source
+        assert "NBVAL_" not in cell.source
+    sanitised = (ROOT / "tests" / "nbval_sanitize.cfg").read_text().splitlines()
+    assert [line for line in sanitised if line.startswith("regex")] == [r"regex: \d+\.\d+ s\b"]
 
 
 def test_every_stage_has_its_notebook():
