@@ -252,14 +252,17 @@ _TASKS = {
 def main() -> None:
     """Run what was asked for, and say what came of it."""
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__.split("\n")[0])
-    parser.add_argument("what", nargs="*", choices=[*_TASKS, []], help="default: all")
+    parser.add_argument("what", nargs="*", default=list(_TASKS), help=f"of {', '.join(_TASKS)} (default: all)")
     parser.add_argument("--times", type=int, default=20, help="of kill (default: %(default)s)")
     parser.add_argument("--python", default="python3.12", help="of install (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
+    for what in options.what:
+        if what not in _TASKS:
+            parser.error(f"{what}: must be one of {', '.join(_TASKS)}")
     with tempfile.TemporaryDirectory(prefix="lever trust ") as folder:
         whole = Checkout(Path(folder) / "whole")
         sys.stderr.write(f"a whole run: {whole.run():.0f} s\n")
-        for what in options.what or _TASKS:
+        for what in options.what:
             place = Path(folder) / what
             started = time.perf_counter()
             more = {"kill": [options.times], "install": [options.python]}.get(what, [])
