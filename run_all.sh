@@ -10,15 +10,17 @@
 #
 # Everything is installed into .venv on the first call.
 set -euo pipefail
+unset CDPATH # or `cd` may go somewhere else
 case ${LEVER_OUTPUTS:-/} in
   /*) ;;
   *) LEVER_OUTPUTS=$PWD/$LEVER_OUTPUTS ;; # before moving away
 esac
-cd "$(dirname "${BASH_SOURCE[0]}")"
+here=$(readlink -f "${BASH_SOURCE[0]}")
+cd "$(dirname "$here")"
 
 die() { echo "run_all.sh: $1" >&2; exit 2; }
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,11s/^# \{0,1\}//p' "$here"; }
 
 # A copied or moved checkout brings a .venv that still points to the old place.
 installed_here() {
@@ -32,14 +34,18 @@ set_up() {
   command -v "$python" >/dev/null || die "no $python found; install Python 3.11 or newer"
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version) is too old; needs 3.11 or newer"
   wanted=$(cat requirements.txt pyproject.toml | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
-  if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && installed_here; then
-    return
-  fi
+  ready() { [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && installed_here; }
+  if ready; then return; fi
+  # Two first calls at once would each clear what the other installs.
+  { exec 9>.venv.lock; } 2>/dev/null || die "cannot write to $PWD to set up .venv"
+  "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+  if ready; then exec 9>&-; return; fi
   echo "setting up .venv (a few minutes, once)" >&2
   "$python" -m venv --clear .venv || die "could not make .venv; on Debian: apt install python3-venv"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
     || die "installing requirements.txt failed; is the network there? Run the same command again."
   echo "$wanted" >"$stamp"
+  exec 9>&-
 }
 
 # One thread per process: the work is spread over processes, and two thread pools on one core fight.

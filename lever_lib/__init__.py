@@ -21,13 +21,17 @@ def _keep_kernels_true() -> None:
     """Give compiled kernels a cache of their own for each state of the sources.
 
     Numba recompiles a kernel when its own file changes, but not when a function or constant that it uses from another
-    file does: results would come from old code. It reads the folder's name when it is first imported.
+    file does: results would come from old code. It reads the folder's name when it is first imported. Where the sources
+    must not be written to, the cache is the user's own.
     """
     package = Path(__file__).resolve().parent
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()
-    folder = package / "__pycache__" / f"kernels-{sources[:16]}"
-    if os.environ.get("NUMBA_CACHE_DIR", "").endswith(folder.name) or not os.access(package, os.W_OK):
-        return  # inherited from a process that runs the same sources, or nothing to be kept here
+    place = package / "__pycache__"
+    if not os.access(package, os.W_OK):
+        place = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "lever_lib"
+    folder = place / f"kernels-{sources[:16]}"
+    if os.environ.get("NUMBA_CACHE_DIR", "").endswith(folder.name):
+        return  # inherited from a process that runs the same sources
     if not folder.exists():
         for old in folder.parent.glob("kernels-*"):
             shutil.rmtree(old, ignore_errors=True)

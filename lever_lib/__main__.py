@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lever_lib.bounded import read_bytes
 from lever_lib.errors import LeverError, exit_code
 
 if TYPE_CHECKING:
@@ -238,6 +239,8 @@ def _warm_up(opened: OpenLibrary) -> None:
 
 def _converse(opened: OpenLibrary, options: argparse.Namespace) -> None:
     """Answer questions line by line until there are no more; an error ends no conversation."""
+    from lever_lib.decompose import LONGEST
+
     people = sys.stdin.isatty() and not options.json
     _warm_up(opened)
     if people:
@@ -246,7 +249,7 @@ def _converse(opened: OpenLibrary, options: argparse.Namespace) -> None:
         if people:
             sys.stdout.write("> ")
             sys.stdout.flush()
-        line = sys.stdin.readline()
+        line = sys.stdin.readline(LONGEST + 2)  # the end of an endless line is not waited for
         if not line.strip():
             if line and not people:
                 continue  # between questions of a file
@@ -274,7 +277,7 @@ def _decompose(options: argparse.Namespace) -> None:
 
     if options.file:
         try:
-            lines = options.file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+            lines = read_bytes(options.file).decode("utf-8-sig").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise LeverError(f"--file {options.file}: cannot be read as text ({type(error).__name__})") from None
     else:

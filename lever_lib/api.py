@@ -169,7 +169,9 @@ class OpenLibrary:
         started = time.perf_counter()
         settings = self.params.search
         composer = find_method(method)
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        if not isinstance(filters, Filters | None) or not isinstance(filter_energy, bool):
+            raise LeverError(f"filters = {filters!r}, filter_energy = {filter_energy!r}: must be Filters, and a bool")
+        if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
             raise LeverError(f"top_k = {top_k!r}: must be a whole number, at least 1")
         top_k = settings.top_k if top_k is None else top_k
         count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
@@ -230,7 +232,7 @@ class OpenLibrary:
 
         The scope says where to look; for which set-ups follows from the question.
         """
-        how = how or self.params.search.decompose
+        how = self.params.search.decompose if how is None else how
         split = decompose(
             query, _ASK.pool, how, self.params.llm, ACTION_NAMES[self.params.grid.moves], memory=self._memory
         )
@@ -288,7 +290,7 @@ class OpenLibrary:
         Raises:
             LeverError: if there is no such policy, or none passes.
         """
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise LeverError(f"count = {count!r}: must be a whole number, at least 1")
         found = self.retriever.like(policy_id, len(self.library.policies), filters)
         if library is not None:
@@ -430,6 +432,9 @@ def _numbers(name: str, table: Any, shape: tuple[int, ...]) -> np.ndarray:
         found = np.array(table)
     except ValueError:  # rows of different lengths
         found = np.empty(0, dtype=object)
+    if found.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            found = found.astype(np.float64)
     if found.dtype.kind not in "biuf" or found.shape != shape or not np.isfinite(found).all():
         raise LeverError(f"{name}: must be finite numbers of shape {shape}, is {found.dtype} of shape {found.shape}")
     return found

@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -27,11 +27,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lever_lib.errors import MissingArtifactError, writing_to
+from lever_lib.bounded import read_bytes
+from lever_lib.errors import LeverError, MissingArtifactError, writing_to
 from lever_lib.locks import BUILD, PUBLISH, RUN, hold, run_beside
 from lever_lib.params import Params, resolved
 
-ROOT = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
+ROOT = _PACKAGE.parent
+# As this process loads them: what comes of an edit that is made meanwhile must not count as made by the edited code.
+_SOURCES = {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))}
 MANIFEST = "manifest.json"
 PARAMS = "params.yaml"
 _PART = re.compile(r"[A-Za-z0-9_][\w .+-]*", re.ASCII)  # of a file's path, as stages name them
@@ -215,8 +219,8 @@ class Outputs:
     def came_along(self, first: Stage) -> list[str]:
         """Entries that came with the repository, as far as the folder of the first stage tells: it never does.
 
-        A run that builds that stage itself must not pass them for its own. What a study made is of no run and not
-        among them.
+        A run that builds that stage itself must not pass them for its own, so writing it forgets them. What a study
+        made is of no run and not among them.
         """
         own = (self.folder / first.name).is_dir()
         return [] if own else [name for name in self.manifest() if not outlives_runs(name)]
@@ -271,7 +275,8 @@ class Outputs:
         with hold(self.folder, BUILD):
             for up in stage.upstream:
                 self.require_files(up) if stage.from_published else self.require(up)
-            with self.writing_folder(stage.name, {"key": self.key(stage)}) as draft:
+            others = () if stage.upstream else self.came_along(stage)
+            with self.writing_folder(stage.name, {"key": self.key(stage)}, others) as draft:
                 yield draft
                 missing = [name for name in stage.files if not (draft / name).is_file()]
                 if missing:
@@ -282,7 +287,7 @@ class Outputs:
         return self.manifest().get(name, {}).get("made_of")
 
     @contextmanager
-    def writing_folder(self, name: str, about: dict[str, str]) -> Iterator[Path]:
+    def writing_folder(self, name: str, about: dict[str, str], others: Sequence[str] = ()) -> Iterator[Path]:
         """Give a temporary folder that on leaving takes the place of folder `name` and is entered in the manifest.
 
         Nobody else writes into the spec's folder meanwhile. Nothing is changed if the block raises.
@@ -291,6 +296,7 @@ class Outputs:
             name: of the folder and of its entry.
             about: what the entry says besides checksums: `key`, of the params that it depends on; of what a study made
                 also `made_of`, hash of everything that it comes from.
+            others: entries that are forgotten with the old one.
 
         Raises:
             LeverError: if the system does not let it be written, for instance as the disk is full.
@@ -305,18 +311,18 @@ class Outputs:
                     yield draft
                     written = sorted(path for path in draft.rglob("*") if path.is_file())
                     files = {f"{name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
-                    self.publish(name, draft, about | {"root_seed": self.params.root_seed, "files": files})
+                    self.publish(name, draft, about | {"root_seed": self.params.root_seed, "files": files}, others)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
 
-    def publish(self, name: str, draft: Path, entry: dict[str, Any]) -> None:
-        """Put a finished draft in the place of folder `name`, and enter it in the manifest."""
+    def publish(self, name: str, draft: Path, entry: dict[str, Any], others: Sequence[str] = ()) -> None:
+        """Put a finished draft in the place of folder `name`, and enter it in the manifest; forget `others`."""
         target = self.folder / name
         old = target.with_name(f".{target.name}.old")
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(old, ignore_errors=True)
         with hold(self.folder, PUBLISH):
-            self.forget(name)
+            self.forget(name, *others)
             if target.exists():
                 target.rename(old)
             draft.rename(target)
@@ -384,7 +390,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"params": None, "stages": {}}
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
         checksum, stages = content.pop("checksum"), content["stages"]
         if checksum != json_hash(content) or not isinstance(content["params"], str | None):
             raise ValueError
@@ -489,7 +495,10 @@ def _clear(folder: Path) -> None:
         else:
             path.unlink()
     if not any(folder.iterdir()):
-        folder.rmdir()
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            folder.rmdir()
 
 
 def damaged_files(folder: Path, entry: dict[str, Any]) -> list[Path]:
@@ -510,16 +519,16 @@ def file_hash(path: Path) -> str:
 @cache
 def source_hash(module: str) -> str:
     """Hash of a module's source, of all `lever_lib` sources it imports, directly or not, and of data that they name."""
-    package = Path(__file__).resolve().parent
+    package = _PACKAGE
     seen: dict[str, bytes] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         path = package.parent / Path(*name.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if name in seen or not path.is_file():
+        if name in seen or path not in _SOURCES:
             continue
-        seen[name] = path.read_bytes()
+        seen[name] = _SOURCES[path]
         waiting += [found for found in _imports(seen[name]) if found.startswith(f"{package.name}.")]
     for path in sorted([*(package / "data").glob("*.safetensors"), *(package / "data").glob("*.yaml")]):
         if any(path.name.encode() in text for text in seen.values()):
@@ -561,8 +570,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or as it was before.
 
     Raises:
-        LeverError: if the system does not let it be written.
+        LeverError: if the system does not let it be written, or there is something that is no file.
     """
+    if "\0" in str(path) or (path.exists() and not path.is_file()):
+        raise LeverError(f"{str(path)!r}: cannot be written: is no name of a file")
     draft = path.with_name(f".{path.name}.writing")
     with writing_to(shown(path)):
         try:

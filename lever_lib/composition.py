@@ -223,7 +223,7 @@ def exnonzero(view: Experience) -> Policy:
 
 def method(name: str) -> Method:
     """The registered method called `name`, else a `LeverError` that lists them."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise LeverError(f"method {name!r}: must be one of {', '.join(METHODS)}")
     return METHODS[name]
 

@@ -20,6 +20,7 @@ from lever_lib.errors import LeverError
 from lever_lib.params import LanguageModel
 from lever_lib.recognise import Reading, meant_by, recognise
 
+LONGEST = 10_000  # letters of a question
 OFFLINE = "offline"  # who answers where no language model was asked
 
 _TASK = """\
@@ -101,6 +102,7 @@ def decompose(
     """
     if not isinstance(query, str) or not query.strip():
         raise LeverError(f"query {query!r}: must be words")
+    check_length(query)
     if how not in ("offline", "llm", "none"):
         raise LeverError(f"decompose = {how!r}: must be 'offline', 'llm' or 'none'")
     if how == "llm":
@@ -118,6 +120,7 @@ def decompose(
 
 def recognised(query: str, memory: Path | None = None) -> Decomposition:
     """The objectives of a question, without sub-queries; needs no pool and no library."""
+    check_length(query)
     started = time.perf_counter()
     reading = recognise(query, memory)
     evidence = tuple(_evidence(reading, name, True) for name in reading.objectives)
@@ -133,6 +136,16 @@ def recognised(query: str, memory: Path | None = None) -> Decomposition:
         tokens=None,
         seconds=time.perf_counter() - started,
     )
+
+
+def check_length(query: str) -> None:
+    """Refuse what nobody asks: it would be read for minutes.
+
+    Raises:
+        LeverError: naming its length.
+    """
+    if len(query) > LONGEST:
+        raise LeverError(f"query {query[:40]!r}...: has {len(query):,} letters, at most {LONGEST:,} are read")
 
 
 def _waved_away(reading: Reading) -> list[str]:

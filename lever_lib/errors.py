@@ -47,8 +47,8 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
         interrupted: what to say after Ctrl-C.
 
     Returns:
-        What `run` returned, or 0, if it went well; 2 after an error of the caller's or of the file system's, 130
-        after Ctrl-C.
+        What `run` returned, or 0, if it went well; 2 after an error of the caller's or of the system's, 130 after
+        Ctrl-C.
     """
     try:
         return run() or 0
@@ -56,6 +56,8 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
         reason, code = " ".join(str(error).split()), 2
     except OSError as error:
         reason, code = " ".join(_system_reason(error).split()), 2
+    except MemoryError:
+        reason, code = "this takes more memory than there is", 2
     except KeyboardInterrupt:
         reason, code = interrupted, 130
     with suppress(OSError):  # where nothing can be said, the exit code still tells

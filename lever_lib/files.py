@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import numpy as np
 
 from lever_lib.artifacts import shown
+from lever_lib.bounded import check_file, read_bytes
 from lever_lib.errors import LeverError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 _DENSEST = 1040  # bytes that one byte of a deflated file can stand for, at most
 _MOST = 2**33  # bytes that a compressed file may unfold to
@@ -41,6 +43,7 @@ def read_array(path: Path, on_disk: bool = False) -> np.ndarray:
     Raises:
         LeverError: if it cannot be read, or its header claims more than the file holds.
     """
+    check_file(path)
     with path.open("rb") as file:
         size = path.stat().st_size
         return _understood(path, lambda: _array(file, size, path if on_disk else None))
@@ -117,16 +120,29 @@ def _table(path: Path) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path, memory_map=False) as file:
+    schema = pq.read_schema(path, memory_map=False)
+    words = [field.name for field in schema if pa.types.is_large_string(field.type) or pa.types.is_string(field.type)]
+    with pq.ParquetFile(path, memory_map=False, read_dictionary=words) as file:
         rows, unfolded, batches = file.metadata.num_rows, 0, []
         for batch in file.iter_batches(_ROWS):
-            unfolded += batch.nbytes  # long words that come again and again take little room in the file
+            unfolded += sum(map(_unfolded, batch.columns))
             if unfolded > _MOST_OF_A_TABLE:
                 raise ValueError(f"{rows:,} rows of more than {unfolded:,} bytes are too many")
             batches.append(batch)
-        table = pa.Table.from_batches(batches, file.schema_arrow)
+        table = pa.Table.from_batches(batches, file.schema_arrow).cast(schema)
         table.validate(full=True)  # words that are none are found here, not when somebody first reads them
         return table.to_pandas()
+
+
+def _unfolded(column: pa.Array) -> int:
+    """Bytes of a column once each of its words is written out: those that come again take little room in the file."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes
+    lengths = pc.binary_length(column.dictionary)
+    return column.nbytes + (pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0)
 
 
 def read_json(path: Path) -> Any:
@@ -135,7 +151,7 @@ def read_json(path: Path) -> Any:
     Raises:
         LeverError: if it is none.
     """
-    return _understood(path, lambda: json.loads(path.read_bytes()))
+    return _understood(path, lambda: json.loads(read_bytes(path)))
 
 
 def read_csv(path: Path, **settings: Any) -> pd.DataFrame:
@@ -146,11 +162,12 @@ def read_csv(path: Path, **settings: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    return _understood(path, lambda: pd.read_csv(io.BytesIO(path.read_bytes()), **settings))
+    return _understood(path, lambda: pd.read_csv(io.BytesIO(read_bytes(path)), **settings))
 
 
 def _understood(path: Path, read: Callable[[], Content]) -> Content:
     """What `read` returns. What the readers of damaged files raise depends on where the damage leads them."""
+    check_file(path)
     try:
         return read()
     except OSError as error:

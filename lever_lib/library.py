@@ -156,7 +156,7 @@ class Library:
 
     def check_library(self, name: str) -> str:
         """`name` if it is one of this spec's training budgets, else a `LeverError`."""
-        if name not in self.params.libraries:
+        if not isinstance(name, str) or name not in self.params.libraries:
             raise LeverError(f"library {name!r}: spec {self.spec} has {', '.join(self.params.libraries)}")
         return name
 
@@ -384,6 +384,10 @@ def _check_whole(library: Library) -> None:
     for name, table, kind in (("q_tables.npy", library.q_tables, "f"), ("visits.npy", library.visits, "i")):
         if table.shape != (size, rows, ACTIONS) or table.dtype.kind != kind:
             raise fault(name, f"must be {(size, rows, ACTIONS)} numbers of kind {kind!r}, is {table.shape}")
+    if not np.isfinite(library.q_tables).all():
+        raise fault("q_tables.npy", "must be finite")
+    if library.visits.min() < 0:
+        raise fault("visits.npy", "must be counts")
 
 
 def training_jobs(params: Params, layouts: list[Layout]) -> list[TrainingJob]:

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from email.utils import parsedate_to_datetime
@@ -25,9 +25,11 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lever_lib.artifacts import ROOT, json_hash, shown
+from lever_lib.bounded import read_bytes
 from lever_lib.errors import LeverError
 
 if TYPE_CHECKING:
+    import httpx2
     import openai
 
 T = TypeVar("T")
@@ -204,7 +206,7 @@ class _Endpoint:
             api_key=self._access.key,
             base_url=self._access.url,
             max_retries=0,
-            http_client=openai.DefaultHttpxClient(auth=self._access.login),
+            http_client=_http_client(self._access),
         )
         self._structured = True
         self._failures = 0
@@ -278,7 +280,7 @@ class _Endpoint:
         # The client's errors carry the request with its key, so none of them leaves this function.
         try:
             with create(model=self._settings.model, messages=messages, timeout=timeout_s, **options) as response:
-                return _read_answer(_read_body(response.iter_bytes()))
+                return _read_answer(b"".join(response.iter_bytes()))
         except openai.APIStatusError as error:
             failure = _status_failure(error, self._settings.model)
             # Some endpoints stumble over what they do not know instead of refusing it.
@@ -295,20 +297,53 @@ class _Endpoint:
         return self._request(messages, schema, timeout_s)
 
 
-def _read_body(chunks: Iterable[bytes]) -> bytes | None:
-    """All of a body; None if there is no end to it."""
-    body = bytearray()
-    for chunk in chunks:
-        body += chunk
-        if len(body) > _MOST_BODY:
-            return None
-    return bytes(body)
+def _http_client(access: _Access) -> httpx2.Client:
+    """A client that reads no more of any answer, be it an error, than `_MOST_BODY`.
+
+    Raises:
+        LLMError: if the system's settings for connections cannot be used.
+    """
+    import httpx2
+    import openai
+
+    class Bounded(httpx2.SyncByteStream):
+        """The start of a body; one that goes on is an error."""
+
+        def __init__(self, whole: httpx2.SyncByteStream) -> None:
+            self.whole = whole
+
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for chunk in self.whole:
+                size += len(chunk)
+                if size > _MOST_BODY:
+                    raise httpx2.ReadError(f"the answer is longer than {_MOST_BODY // 1_000_000} MB")
+                yield chunk
+
+        def close(self) -> None:
+            """End the connection."""
+            self.whole.close()
+
+    def bound(response: httpx2.Response) -> None:
+        """Put a bound to a body before anybody reads it."""
+        if response.headers.get("content-encoding", "identity") not in ("", "identity"):
+            raise httpx2.DecodingError("the answer is compressed, which was not asked for")  # who knows to how much
+        response.stream = Bounded(response.stream)
+
+    try:
+        return openai.DefaultHttpxClient(
+            auth=access.login, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [bound]}
+        )
+    except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
+        reason = _one_line(access.hide(f"{type(error).__name__}: {error}"))
+        raise LLMError(
+            f"no connection can be made as *_PROXY and SSL_CERT_* in the environment say ({reason}); "
+            f"change them, or {_OFFLINE}"
+        ) from None
 
 
-def _read_answer(body: bytes | None) -> _Answer | _Failure:
+def _read_answer(body: bytes) -> _Answer | _Failure:
     """What a body says, with nothing taken for granted: many endpoints speak the protocol nearly."""
-    if body is None:
-        return _Failure(f"the answer is longer than {_MOST_BODY // 1_000_000} MB")
     try:
         completion = json.loads(body)
     except (ValueError, RecursionError):
@@ -408,7 +443,7 @@ def _dotenv(path: Path) -> dict[str, str]:
         return {}
     from dotenv import dotenv_values
 
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_bytes(path).decode(errors="replace")
     return {name: value for name, value in dotenv_values(stream=io.StringIO(text), interpolate=False).items() if value}
 
 
@@ -420,7 +455,7 @@ class _Recording:
         self.host = shown(settings.replay)
         if not settings.replay.is_file():
             raise LLMError(f"{self.host}: no such recording; record it with {_KEY} set")
-        lines = settings.replay.read_bytes().removesuffix(b"\n").split(b"\n")
+        lines = read_bytes(settings.replay).removesuffix(b"\n").split(b"\n")
         self._answers = dict(
             _recorded(line, f"{self.host}, line {number}") for number, line in enumerate(lines, 1) if lines != [b""]
         )
@@ -458,7 +493,8 @@ def _exchange_key(model: str, messages: Messages, schema: dict) -> str:
 def _append(path: Path, line: bytes) -> None:
     """Append in one write, so that neither an interrupt nor another process can leave half a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    # Without waiting: a pipe that nobody reads is no place for a recording.
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
     try:
         if os.write(file, line) != len(line):
             raise LLMError(f"{shown(path)}: could not be written to the end; is the disk full?")

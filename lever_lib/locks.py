@@ -20,12 +20,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lever_lib.bounded import read_bytes
 from lever_lib.errors import LeverError
 
 RUN = "run"  # of all notebooks, of a study, of a reset
 BUILD = "build"  # of one stage, by a run or by a notebook that somebody has open
 PUBLISH = "publish"  # the moment in which files and manifest change together
 _PATIENCE = 1.0  # seconds before somebody who waits is told for whom
+_MOST = 10_000  # bytes of a lock file
 _GLANCE = 0.2  # seconds: as long as somebody may hold a lock who only looks whether it is free
 _mine = threading.local()  # a thread that holds a lock may take it again; another one waits like another process
 
@@ -80,8 +82,8 @@ def run_beside(folder: Path) -> str | None:
     mine = vars(_mine).get("locks", {}).get((os.getpid(), path))
     if not path.exists() or (mine is not None and mine.is_locked):
         return None
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        if json.loads(path.read_text())["process"] == os.getppid():
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        if json.loads(read_bytes(path, _MOST))["process"] == os.getppid():
             return None
     try:
         with FileLock(path).acquire(timeout=0):
@@ -93,14 +95,15 @@ def run_beside(folder: Path) -> str | None:
 def owner(folder: Path, what: str) -> str:
     """Who holds a lock, and for how long: `process 4711 on this machine, for 3 min`."""
     try:
-        about = json.loads(_path(folder, what).read_text())
+        about = json.loads(read_bytes(_path(folder, what), _MOST))
         seconds = max(0, int(time.time()) - about["since"])
         where = "this machine" if about["host"] == socket.gethostname() else about["host"]
         age = f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
         return f"process {about['process']} on {where}, for {age}"
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "an unknown process"
 
 
 def _path(folder: Path, what: str) -> Path:
-    return folder.absolute().parent / ".locks" / f"{folder.name}.{what}"
+    place = folder.resolve()  # whichever way somebody got there
+    return place.parent / ".locks" / f"{place.name}.{what}"

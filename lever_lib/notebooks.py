@@ -19,8 +19,10 @@ import nbformat
 
 from lever_lib import experiment, index, library, pi2vec, regressor, report
 from lever_lib.artifacts import (
+    LADDER,
     LASTING,
     ROOT,
+    SCALE,
     Outputs,
     Stage,
     clear,
@@ -28,6 +30,7 @@ from lever_lib.artifacts import (
     file_hash,
     json_hash,
     lasting_files,
+    read_manifest,
     shown,
     source_hash,
 )
@@ -40,6 +43,7 @@ from lever_lib.study import study_files
 from lever_lib.timed_planning import check_plannable
 
 FOLDER = ROOT / "notebooks"
+_SHOWN = {LADDER: "lever_lib.ladder", SCALE: "lever_lib.search_scale"}  # what notebooks show besides `study`
 STAGES: dict[str, Stage] = {
     stage.notebook: stage
     for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE, experiment.STAGE, report.STAGE)
@@ -72,25 +76,36 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     entry = outputs.manifest().get(entry_name)
     stage = STAGES.get(path.stem)
     whole = stage is None or outputs.fresh(stage)
-    if entry and whole and entry["key"] == _key(path, outputs) and not damaged_files(outputs.folder, entry):
+    cells = _cells(path)  # an edit that is made from now on is for the next run
+    if entry and whole and entry["key"] == _key(path, cells, outputs) and not damaged_files(outputs.folder, entry):
         return False
     target = outputs.folder / "notebooks" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    figures = outputs.folder / "figures"
+    before = {figure: figure.stat().st_mtime_ns for figure in figures.glob(f"{path.name[:2]}_*")}
     draft, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     try:
         with writing_to(shown(target)):
             failed.unlink(missing_ok=True)
             _execute(path, draft, failed, spec)
             _strip_traces(draft)
+        if load_params(spec) != outputs.params:
+            changed = f"params/{spec}.yaml: was changed while notebook {path.name} ran"
+            raise LeverError(f"{changed}; run the same command again")
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     with hold(outputs.folder, PUBLISH):
         outputs.forget(entry_name)
         draft.replace(target)
-        figures = sorted((outputs.folder / "figures").glob(f"{path.name[:2]}_*"))
-        files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *figures]}
-        entry = {"key": _key(path, outputs), "root_seed": outputs.params.root_seed, "files": files}
+        drawn = []
+        for figure in sorted(figures.glob(f"{path.name[:2]}_*")):
+            if figure.stat().st_mtime_ns == before.get(figure):
+                figure.unlink()  # of an earlier run, that this one did not draw
+            else:
+                drawn.append(figure)
+        files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *drawn]}
+        entry = {"key": _key(path, cells, outputs), "root_seed": outputs.params.root_seed, "files": files}
         outputs.enter(entry_name, entry)
     return True
 
@@ -142,9 +157,13 @@ def _strip_traces(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def _key(path: Path, outputs: Outputs) -> str:
-    """Hash of all that an executed notebook shows: its cells, the params, the code, the stages."""
-    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
+def _cells(path: Path) -> list[tuple[str, str]]:
+    """Kind and source of a notebook's cells."""
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_bytes())["cells"]]
+
+
+def _key(path: Path, cells: list[tuple[str, str]], outputs: Outputs) -> str:
+    """Hash of all that an executed notebook shows: its cells, the params, the code, the stages, the studies."""
     code = "\n".join(source for kind, source in cells if kind == "code")
     stages = {name: lasting_files(entry["files"]) for name, entry in outputs.manifest().items() if "/" not in name}
     upstream = _upstream(STAGES.get(path.stem))
@@ -154,9 +173,17 @@ def _key(path: Path, outputs: Outputs) -> str:
         "params": resolved(outputs.params),
         "sources": {name: source_hash(name) for name in imported},
         "study": [file_hash(file) for file in study_files(outputs)] if "lever_lib.study" in imported else [],
+        **{name: _lasting(name, outputs) for name, module in _SHOWN.items() if module in imported},
         "stages": {name: files for name, files in stages.items() if not upstream or name in upstream},
     }
     return json_hash(parts)
+
+
+def _lasting(name: str, outputs: Outputs) -> list[dict[str, str]]:
+    """Checksums of what a notebook may show: this run's own, or what came with the repository."""
+    specs = (outputs.spec, "8x8") if name == SCALE else (outputs.spec,)  # where there is none of its own, that of 8x8
+    folders = [root / spec for spec in specs for root in (outputs.folder.parent, ROOT / "outputs")]
+    return [lasting_files(read_manifest(folder).get(name, {}).get("files", {})) for folder in folders]
 
 
 def _upstream(stage: Stage | None) -> set[str]:
@@ -206,7 +233,6 @@ def _recover(outputs: Outputs) -> None:
 def _run(outputs: Outputs, start: str) -> None:
     spec = outputs.spec
     notebooks = numbered_notebooks(start)
-    published = outputs.came_along(library.STAGE)
     for path in notebooks:
         title = f"{spec}: {path.stem} ..."
         bars_follow = sys.stderr.isatty()
@@ -216,8 +242,6 @@ def _run(outputs: Outputs, start: str) -> None:
         try:
             ran = run_notebook(path, spec, outputs)
             result = f"{time.perf_counter() - started:.1f} s" if ran else "up to date"
-            if path.stem == library.STAGE.notebook:
-                outputs.forget(*set(published) - {library.STAGE.name, f"notebooks/{path.stem}"})
         finally:
             sys.stderr.write(f"{title} {result}\n" if bars_follow else f"{result}\n")
     folder = shown(outputs.folder)

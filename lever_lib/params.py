@@ -18,6 +18,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from lever_lib.bounded import read_bytes
 from lever_lib.errors import ParamsError
 
 PARAMS_FOLDER = Path(__file__).resolve().parents[1] / "params"
@@ -25,6 +26,9 @@ PARAMS_FOLDER = Path(__file__).resolve().parents[1] / "params"
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _ADDRESS = re.compile(r"tcp://[^\s/:]+:[0-9]{1,5}")
 _SPEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # of a file, too
+MOST_CELLS_A_SIDE = 128
+_MOST = 10_000_000  # bytes of a params file
+_PathName = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 
 def gold_slots(size: int) -> int:
@@ -36,7 +40,7 @@ def gold_slots(size: int) -> int:
 class Grid:
     """The world: side, number of objects, move set, rule for leaving gold behind."""
 
-    size: int = Field(ge=3, le=128)  # N, cells per side
+    size: int = Field(ge=3, le=MOST_CELLS_A_SIDE)  # N, cells per side
     golds: int = Field(ge=0, le=200)
     blocks: int = Field(ge=0)
     hazards: int = Field(ge=0)
@@ -131,8 +135,8 @@ class LanguageModel:
     timeout_s: float = Field(60.0, gt=0, le=3600)  # for a whole question, retries included
     tries: int = Field(3, ge=1, le=10)
     fallback: Literal["error", "offline"] = "error"  # what happens if it gives no usable answer
-    record: str | None = None  # file that exchanges are appended to
-    replay: str | None = None  # file of recorded exchanges that answer instead, without network or key
+    record: _PathName | None = None  # file that exchanges are appended to
+    replay: _PathName | None = None  # file of recorded exchanges that answer instead, without network or key
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -274,7 +278,7 @@ def load_params(spec: str) -> Params:
     if not path.is_file():
         known = ", ".join(available_specs()) or "none"
         raise ParamsError(f"spec {spec!r}: no file params/{path.name}; specs here: {known}")
-    return parse_params(path.read_bytes(), source=f"params/{path.name}")
+    return parse_params(read_bytes(path, _MOST), source=f"params/{path.name}")
 
 
 def parse_params(text: str | bytes, source: str = "params") -> Params:
@@ -326,11 +330,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            try:
-                repeated = key in seen
-            except TypeError:
-                raise yaml.YAMLError(f"key {key!r} on line {key_node.start_mark.line + 1} is not a name") from None
-            if repeated:
+            if not isinstance(key, str):  # 1 and "1" would become the same
+                raise yaml.YAMLError(
+                    f"key {key!r} on line {key_node.start_mark.line + 1} is not a name; put it in quotes if it is one"
+                )
+            if key in seen:
                 raise yaml.YAMLError(f"key {key!r} on line {key_node.start_mark.line + 1} is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -19,8 +19,10 @@ from lever_lib.envs.gridworld import Layout, memory_count
 from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.files import read_arrays
+from lever_lib.params import MOST_CELLS_A_SIDE
 from lever_lib.planning import optimum
 from lever_lib.rollout import Outcome, Policy, evaluate
+from lever_lib.timed_planning import check_plannable
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ def load_policy(path: str | Path) -> Recipe:
         system = reward_system(str(parts["setup"]), bool(parts["legacy_gold_exit"]))
         recipe = Recipe(layout, system, str(parts["method"]), names, q_tables, visits, float(parts["alpha"]))
         method(recipe.method)
+        if layout.size > MOST_CELLS_A_SIDE:
+            raise LeverError(f"a world of {layout.size} cells a side; at most {MOST_CELLS_A_SIDE} can be planned for")
+        check_plannable(layout)
     except Exception as error:  # the readers of damaged archives raise whatever the damage leads them to
         raise LeverError(f"{path}: no saved policy can be read from it ({error})") from None
     memories = memory_count(len(layout.golds)) if q_tables.shape[1:2] != (layout.cells.size,) else 1

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lever_lib.artifacts import source_hash
 from lever_lib.envs.rewards import COMPONENTS, COMPOSITE_SENTENCES
 from lever_lib.errors import LeverError
 from lever_lib.grammar import Mention, mentions
@@ -76,9 +77,9 @@ def _log_odds(sentences: Sequence[str]) -> np.ndarray:
 
 @cache
 def _version() -> str:
-    """Hash of the weights: what other weights said is not remembered."""
+    """Hash of the weights, and of the code that reads with them: what others said is not remembered."""
     with WEIGHTS.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {source_hash('lever_lib.reader')}"
 
 
 def _opinion(found: list[Mention], name: str) -> float:

@@ -133,8 +133,8 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
             published_comparison(tables.results, spec, grid).to_csv(folder / "published_comparison.csv", index=False)
             averages = published_averages(summary.shares, spec, outputs.params)
             averages.round(6).to_csv(folder / "published_averages.csv", index=False)
-            (folder / "table.tex").write_text(latex_table(summary.shares, spec))
-            (folder / "timings.tex").write_text(latex_timings(summary.timings, spec))
+            (folder / "table.tex").write_text(latex_table(summary.shares, spec), encoding="utf-8")
+            (folder / "timings.tex").write_text(latex_timings(summary.timings, spec), encoding="utf-8")
     folder = outputs.require(STAGE)
     return Report(
         read_summary(folder),
@@ -142,8 +142,8 @@ def build_report(outputs: Outputs, overwrite: bool = False) -> Report:
         read_table(folder / "hybrid_timings.csv"),
         read_table(folder / "published_comparison.csv"),
         read_table(folder / "published_averages.csv"),
-        (folder / "table.tex").read_text(),
-        (folder / "timings.tex").read_text(),
+        (folder / "table.tex").read_text(encoding="utf-8"),
+        (folder / "timings.tex").read_text(encoding="utf-8"),
     )
 
 

@@ -49,7 +49,8 @@ class Filters:
     exclude_own: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.setups, str):
+        listed = isinstance(self.setups, tuple | list) and all(isinstance(name, str) for name in self.setups)
+        if self.setups is not None and not listed:
             raise LeverError(f"setups = {self.setups!r}: must be a list of reward systems")
         for name in ("most_joules", "least_return"):
             value = getattr(self, name)

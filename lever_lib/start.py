@@ -8,15 +8,22 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from lever_lib.errors import exit_code
+from lever_lib.errors import LeverError, exit_code
+
+_WHAT = ("notebooks", "study")
 
 
 def main(arguments: list[str]) -> int:
     """Do what the first word says with the others; returns the exit code."""
-    what, *rest = arguments
-    return exit_code(
-        lambda: import_module(f"lever_lib.{what}").main(rest), interrupted="interrupted before anything was done"
-    )
+    what, *rest = arguments or [""]
+
+    def run() -> int:
+        """Import what does it, and start it."""
+        if what not in _WHAT:
+            raise LeverError(f"start {what!r}: must be one of {', '.join(_WHAT)}")
+        return import_module(f"lever_lib.{what}").main(rest)
+
+    return exit_code(run, interrupted="interrupted before anything was done")
 
 
 if __name__ == "__main__":

@@ -255,10 +255,8 @@ def _judge(outputs: Outputs) -> tuple[Regressor, Path]:
         model = regressor.load_model(outputs)
         nothing = pd.DataFrame()
         return Regressor({ALL_LAYOUTS: model.predictor}, nothing, nothing), model.path
-    published = outputs.came_along(library.STAGE)
     own = library.build_library(outputs.params, outputs)
     models = regressor.build_regressor(own, pi2vec.build_embeddings(own, outputs), outputs)
-    outputs.forget(*set(published) - {stage.name for stage in (library.STAGE, pi2vec.STAGE, regressor.STAGE)})
     return models, outputs.folder / regressor.STAGE.name / regressor.STAGE.files[0]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,8 @@ def encode(sentences: Sequence[str], encoder: str = EMBEDDED, trust_remote_code:
     if encoder == EMBEDDED:
         return minilm.encode(sentences)
     model = _model(encoder, trust_remote_code)
-    return model.encode(list(sentences), normalize_embeddings=True, show_progress_bar=False)
+    with _sound(encoder, trust_remote_code):
+        return model.encode(list(sentences), normalize_embeddings=True, show_progress_bar=False)
 
 
 def remembered(
@@ -72,8 +73,13 @@ def remembered(
 
 
 _TABLE = """
-CREATE TABLE IF NOT EXISTS vectors (encoder TEXT, sentence TEXT, vector BLOB, PRIMARY KEY (encoder, sentence))
+CREATE TABLE IF NOT EXISTS sentences (
+    encoder TEXT, sentence TEXT, vector BLOB, checksum BLOB, PRIMARY KEY (encoder, sentence)
+)
 """
+_LOOK = "SELECT vector, checksum FROM sentences WHERE encoder = ? AND sentence = ?"
+_STEPS = 100_000  # of the database machine that a look may take; it takes some dozen in a table that we made
+_MOST = 1_000_000  # bytes of a row
 
 
 def _looked_up(file: Path, name: str, sentences: Sequence[str]) -> dict[str, np.ndarray]:
@@ -82,13 +88,20 @@ def _looked_up(file: Path, name: str, sentences: Sequence[str]) -> dict[str, np.
     found = {}
     try:
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=1)) as memory:
+            memory.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST)
+            memory.set_progress_handler(lambda: True, _STEPS)
             for sentence in sentences:
-                query = "SELECT vector FROM vectors WHERE encoder = ? AND sentence = ?"
-                for (vector,) in memory.execute(query, (name, sentence)):
-                    found[sentence] = np.frombuffer(vector, dtype=np.float32)
+                row = memory.execute(_LOOK, (name, sentence)).fetchone()
+                if row and isinstance(row[0], bytes) and row[1] == _checksum(name, sentence, row[0]):
+                    found[sentence] = np.frombuffer(row[0], dtype=np.float32)
     except (sqlite3.Error, ValueError):
         return {}
     return found
+
+
+def _checksum(name: str, sentence: str, vector: bytes) -> bytes:
+    """Of a row: the database does not notice a bit that is flipped, and an answer would come out wrong."""
+    return hashlib.sha256(f"{name}\0{sentence}\0".encode() + vector).digest()
 
 
 def _keep(file: Path, name: str, sentences: Sequence[str], vectors: np.ndarray) -> None:
@@ -96,9 +109,10 @@ def _keep(file: Path, name: str, sentences: Sequence[str], vectors: np.ndarray) 
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, timeout=1)) as memory, memory:
             memory.execute(_TABLE)
-            rows = [(name, sentence, vector.tobytes()) for sentence, vector in zip(sentences, vectors, strict=True)]
-            memory.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
-    except (sqlite3.Error, OSError):
+            rows = [(name, text, vector.tobytes()) for text, vector in zip(sentences, vectors, strict=True)]
+            rows = [(*row, _checksum(*row)) for row in rows]
+            memory.executemany("INSERT OR REPLACE INTO sentences VALUES (?, ?, ?, ?)", rows)
+    except (sqlite3.Error, OSError, ValueError):
         return  # a memory is a convenience: a folder that cannot be written to costs seconds and no answer
 
 
@@ -107,6 +121,7 @@ def fingerprint(encoder: str) -> str | None:
     folder = _folder(encoder)
     if folder is None:
         return None if encoder == EMBEDDED or (found := _cached(encoder)) is None else Path(found).parent.name
+    _check_folder(encoder, folder)
     found = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         found.update(path.relative_to(folder).as_posix().encode())
@@ -124,17 +139,22 @@ def known_words() -> frozenset[str]:
 
 def _folder(encoder: str) -> Path | None:
     """Folder that an encoder is named by; a relative one is looked for from here and from the repository."""
-    for folder in (Path(encoder).expanduser(), ROOT / encoder):
-        if encoder != EMBEDDED and folder.is_dir():
-            return folder
+    with suppress(RuntimeError):  # a home of nobody
+        for folder in (Path(encoder).expanduser(), ROOT / encoder):
+            if encoder != EMBEDDED and folder.is_dir():
+                return folder
     return None
+
+
+def _check_folder(encoder: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+        raise LeverError(f"search.encoder = {encoder!r}: is a folder without a sentence-transformers model")
 
 
 def _place(encoder: str) -> str:
     """Folder with an encoder's files, or the name of a model that is in the cache."""
     if (folder := _folder(encoder)) is not None:
-        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
-            raise LeverError(f"search.encoder = {encoder!r}: is a folder without a sentence-transformers model")
+        _check_folder(encoder, folder)
         return str(folder)
     if _cached(encoder) is None:
         raise LeverError(
@@ -166,9 +186,16 @@ def _model(encoder: str, trust_remote_code: bool) -> SentenceTransformer:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    try:
+    with _sound(encoder, trust_remote_code):
         return SentenceTransformer(place, device="cpu", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+
+
+@contextmanager
+def _sound(encoder: str, trust_remote_code: bool) -> Iterator[None]:
+    """Whatever a model stumbles over that is none, or a broken one, is one line."""
+    try:
+        yield
+    except Exception as error:
         code = "" if trust_remote_code else "; if it brings code of its own, search.trust_remote_code: true runs it"
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise LeverError(f"search.encoder = {encoder!r}: cannot be loaded ({reason}){code}") from None

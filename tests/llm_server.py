@@ -92,16 +92,15 @@ def echoes(status, template):
     return lambda handler: handler.send(status, template.replace("{}", handler.headers["Authorization"]))
 
 
-def chooses(*objectives):
-    """Chooses from the listed sentences those that ask for one of some objectives, and repeats the key beside."""
-
-    def step(handler):
-        asked = handler.server.owner.requests[-1]
-        listed = re.findall("^- (.*)$", asked["body"]["messages"][0]["content"], re.MULTILINE)
-        chosen = [sentence for sentence in listed if set(meant_by(sentence)) in [{name} for name in objectives]]
-        says(f"{json.dumps({'sentences': chosen})} said {asked['headers']['Authorization']}")(handler)
-
-    return step
+def chooses(handler):
+    """Chooses, from the sentences that a question comes with, one for each objective, and repeats the key beside."""
+    asked = handler.server.owner.requests[-1]
+    system, user = (message["content"] for message in asked["body"]["messages"])
+    single = [{name} for name in meant_by(user)]
+    chosen = [
+        sentence for sentence in re.findall("^- (.*)$", system, re.MULTILINE) if set(meant_by(sentence)) in single
+    ]
+    says(f"{json.dumps({'sentences': chosen})} said {asked['headers']['Authorization']}")(handler)
 
 
 def is_silent(handler):
@@ -118,13 +117,20 @@ def drips(handler):
         handler.wfile.write(b" ")
 
 
-def floods(handler):
+def floods_with(status):
     """Sends without end, as fast as it goes."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
-    handler.end_headers()
-    while not handler.server.owner.over.is_set():
-        handler.wfile.write(b" " * 65536)
+
+    def step(handler):
+        handler.send_response(status)
+        handler.send_header("Content-Type", "application/json")
+        handler.end_headers()
+        while not handler.server.owner.over.is_set():
+            handler.wfile.write(b" " * 65536)
+
+    return step
+
+
+floods = floods_with(200)
 
 
 def hangs_up(handler):

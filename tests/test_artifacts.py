@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -18,8 +19,9 @@ from lever_lib.artifacts import (
     outputs_root,
     read_manifest,
     source_hash,
+    write_whole,
 )
-from lever_lib.errors import MissingArtifactError
+from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.notebooks import STAGES
 from lever_lib.params import Energy, Execution, Grid, Pi2Vec, Regressor, Sarsa, Search, Study, load_params
 from tests.conftest import build_everything
@@ -97,6 +99,25 @@ def test_only_the_params_that_a_stage_reads_count(outputs, tmp_path):
     assert other_gate.fresh(SECOND)
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe.npz"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, tmp_path / "a\0b"):
+        with pytest.raises(LeverError, match="cannot be written: is no name of a file"):
+            write_whole(path, "x")
+    assert pipe.is_fifo()
+
+
+def test_a_linked_folder_is_reset_like_another(outputs, tmp_path):
+    build(outputs, FIRST)
+    elsewhere = tmp_path / "elsewhere"
+    outputs.folder.rename(elsewhere)
+    outputs.folder.symlink_to(elsewhere)
+    clear(outputs.folder)
+    assert not os.path.lexists(outputs.folder)
+    assert not list(elsewhere.iterdir())
+
+
 def test_failure_leaves_no_trace(outputs):
     build(outputs, FIRST, "old")
 
@@ -134,9 +155,11 @@ def test_sources_are_followed_through_imports(monkeypatch, tmp_path):
     (package / "middle.py").write_text("from lever_lib import bottom\nimport numpy")
     (package / "bottom.py").write_text("y = 1")
     (package / "aside.py").write_text("z = 1")
-    monkeypatch.setattr("lever_lib.artifacts.__file__", str(package / "artifacts.py"))
+    monkeypatch.setattr("lever_lib.artifacts._PACKAGE", package)
 
     def fingerprint():
+        """As a process finds it that starts now."""
+        monkeypatch.setattr("lever_lib.artifacts._SOURCES", {path: path.read_bytes() for path in package.glob("*.py")})
         source_hash.cache_clear()
         return source_hash("lever_lib.top")
 
@@ -146,6 +169,10 @@ def test_sources_are_followed_through_imports(monkeypatch, tmp_path):
         assert fingerprint() == before
         (package / "bottom.py").write_text("y = 2")
         assert fingerprint() != before
+        (package / "bottom.py").write_text("y = 3")
+        source_hash.cache_clear()
+        edited = source_hash("lever_lib.top")
+        assert edited != fingerprint(), "an edit while a process runs is not what it runs"
     finally:
         source_hash.cache_clear()
 

@@ -16,6 +16,7 @@ from lever_lib.api import OpenLibrary
 from lever_lib.artifacts import ROOT, Outputs
 from lever_lib.composition import register
 from lever_lib.envs.gridworld import layout_from_text
+from lever_lib.envs.layouts import EXIT, GOLD, START
 from lever_lib.errors import LeverError
 from lever_lib.experiment import experiment_jobs, run_job
 from lever_lib.jobs import run_jobs
@@ -458,6 +459,57 @@ def test_a_file_that_is_no_policy_is_refused(opened, tmp_path, harm):
         np.savez(path, **parts | {name: value[: len(parts["policy_ids"])] if np.ndim(value) == 3 else value})
     with pytest.raises(LeverError, match=r"policy\.npz"):
         load_policy(path)
+
+
+@pytest.mark.parametrize(("size", "golds", "reason"), [(20, 25, "states to plan for"), (200, 0, "at most 128 can be")])
+def test_a_world_that_nobody_can_plan_for_is_refused_before_memory_is_taken(opened, tmp_path, size, golds, reason):
+    path = tmp_path / "policy.npz"
+    opened.ask("gold", seed=2).save(path)
+    with np.load(path) as stored:
+        parts = dict(stored)
+    cells = np.zeros((size, size), np.int8)
+    cells[0, 0], cells[-1, -1] = START, EXIT
+    cells[1, 1 : 1 + min(golds, size - 1)] = GOLD
+    cells[2, 1 : 1 + max(0, golds - size + 1)] = GOLD
+    tables = np.zeros((1, size**2, 4))
+    np.savez_compressed(
+        path,
+        **parts
+        | {"layout": cells, "moves": "cardinal", "policy_ids": ["a"], "q_tables": tables}
+        | {"visits": tables.astype(int), "method": "exnonzero"},
+    )
+    with pytest.raises(LeverError, match=reason):
+        load_policy(path)
+
+
+ODD = [
+    {"library": []},
+    {"method": []},
+    {"filters": "gold"},
+    {"filter_energy": "no"},
+    {"top_k": True},
+    {"how": ""},
+    {"seed": "9" * 5000},
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: next(iter(odd)))
+def test_an_odd_argument_is_an_error_that_names_it(opened, odd):
+    name = {"how": "decompose"}.get(next(iter(odd)), next(iter(odd)))
+    with pytest.raises(LeverError, match=name):
+        opened.ask("gold", **odd)
+
+
+def test_an_endless_question_is_refused(opened):
+    with pytest.raises(LeverError, match=r"has 5,000,000 letters, at most 10,000 are read"):
+        opened.ask("gold " * 10**6)
+
+
+def test_a_table_of_more_than_a_float_can_say_is_refused_in_one_line(opened, recwarn):
+    shape = opened.library.q_tables.shape[1:]
+    with pytest.raises(LeverError, match="q_table: must be finite numbers"):
+        opened.with_policy("mine", np.full(shape, np.longdouble("1e4000")), "gold", 0)
+    assert not recwarn.list
 
 
 def test_a_damaged_file_is_read_or_refused_but_never_crashes(opened, tmp_path):

@@ -1,10 +1,14 @@
 import io
 import json
+import os
 import resource
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,6 +105,34 @@ def test_a_table_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
     assert (tmp_path / "a.parquet").stat().st_size < 2**16
     with pytest.raises(LeverError, match=r"a\.parquet: cannot be read: 50,000 rows of more than"):
         read_table(tmp_path / "a.parquet")
+
+
+def test_a_long_word_in_every_row_is_counted_as_often(tmp_path, limited):
+    """One word of a megabyte, in a file of a few hundred bytes, for every one of 16,384 rows."""
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 2**14, pa.int32()), pa.array(["a" * 2**20]))
+    path = tmp_path / "words.parquet"
+    pq.write_table(
+        pa.table({"x": words}), path, compression="zstd", store_schema=False, dictionary_pagesize_limit=2**30
+    )
+    assert path.stat().st_size < 1000
+    with pytest.raises(LeverError, match=r"16,384 rows of more than 17,\d+,\d+,\d+ bytes are too many"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("read", [read_array, read_arrays, read_csv, read_json, read_table])
+def test_what_is_no_file_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(LeverError, match=f"{path}: is no file that can be read"):
+            read(path)
+
+
+def test_a_text_of_gigabytes_is_not_read(tmp_path, limited):
+    path = tmp_path / "a.json"
+    path.touch()
+    os.truncate(path, 60 * 2**30)
+    with pytest.raises(LeverError, match=r"has 64,424,509,440 bytes, at most 268,435,456 are read"):
+        read_json(path)
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):

@@ -106,3 +106,10 @@ def test_seed_names(given, name):
 def test_a_seed_is_a_small_whole_number(given):
     with pytest.raises(LeverError, match="seed"):
         seed_name(given)
+
+
+def test_a_seed_of_thousands_of_digits_is_no_small_number():
+    assert seed_name("0" * 5000 + "7") == "0007"
+    for given in ("9" * 5000, 10**5000):
+        with pytest.raises(LeverError, match="must be a whole number from 0 to 9999"):
+            seed_name(given)

@@ -23,6 +23,7 @@ LAYERS = [
         "vectors",
         "locks",
         "files",
+        "bounded",
     },
     {"envs", "envs.layouts", "envs.rewards", "envs.gridworld", "envs.features", "envs.environment"},
     {

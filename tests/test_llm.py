@@ -23,6 +23,7 @@ from tests.llm_server import (
     echoes,
     fails,
     floods,
+    floods_with,
     hangs_up,
     is_silent,
     says,
@@ -194,8 +195,31 @@ AGAIN = {
     "null": (sends(200, "null"), "has no choices"),
     "dropped": (hangs_up, "the connection failed"),
     "no end": (floods, "longer than 2 MB"),
-    "undecodable": (sends(200, "{}", content_encoding="gzip"), "the connection failed"),
+    "no end of an error": (floods_with(500), "longer than 2 MB"),
+    "compressed": (sends(200, "{}", content_encoding="gzip"), "compressed, which was not asked for"),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1080"),
+        ("HTTPS_PROXY", "foo://x"),
+        ("HTTP_PROXY", ":::"),
+        ("SSL_CERT_FILE", "/nowhere"),
+    ],
+)
+def test_connections_that_cannot_be_made_are_one_line(access, monkeypatch, name, value):
+    access("https://127.0.0.1:1/v1")
+    monkeypatch.setenv(name, value)
+    assert "*_PROXY and SSL_CERT_* in the environment" in refusal(tries=1)
+
+
+def test_a_pipe_is_no_place_for_a_recording(access, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    access("http://127.0.0.1:1/v1")
+    with pytest.raises(OSError, match="pipe"):
+        ask(record=tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(("step", "reason"), AGAIN.values(), ids=AGAIN)

@@ -89,6 +89,15 @@ def test_who_holds_a_lock_may_take_it_again_but_another_thread_may_not(folder):
         pass
 
 
+def test_two_ways_to_a_folder_lead_to_one_lock(tmp_path):
+    (tmp_path / "disk" / "smoke").mkdir(parents=True)
+    link = tmp_path / "smoke"
+    link.symlink_to(tmp_path / "disk" / "smoke")
+    going_on = pytest.raises(LeverError, match="a run is going on already")
+    with Holder(link, RUN), going_on, hold(tmp_path / "disk" / "smoke", RUN, wait=False):
+        pytest.fail("two runs at once")
+
+
 def test_specs_do_not_wait_for_each_other(tmp_path):
     with Holder(tmp_path / "8x8", RUN), hold(tmp_path / "16x16", RUN, wait=False):
         pass

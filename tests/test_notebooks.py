@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lever_lib import notebooks
+import lever_lib
+from lever_lib import library, notebooks
 from lever_lib.artifacts import ROOT, Outputs
 from lever_lib.errors import LeverError
 from lever_lib.notebooks import STAGES, main, numbered_notebooks, run_notebook
@@ -113,37 +114,91 @@ def test_the_results_can_be_read_without_training_anything(smoke, smoke_outputs,
     assert not (outputs.folder / "library").exists()
 
 
-def test_a_run_from_the_start_of_a_clone_replaces_what_came_with_it(smoke_params, monkeypatch, tmp_path):
+def test_a_run_from_the_start_of_a_clone_replaces_what_came_with_it(smoke_params, tmp_path):
     """Finished tables of another machine must not pass for this one's, nor be lost before there are others."""
     outputs = Outputs("smoke", smoke_params, tmp_path)
     outputs.folder.mkdir()
     stale = {"key": "k", "root_seed": 0, "files": {"composition/results.csv": "0" * 64}}
-    there = {}
-
-    def run(path, spec, found):
-        there[path.name[:2]] = "composition" in found.manifest()
-
-    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
-    monkeypatch.setattr("lever_lib.notebooks.run_notebook", run)
     outputs.enter("composition", stale)
-    assert main(["--from", "06", "smoke"]) == 0
-    assert there == {"06": True}
-    assert main(["smoke"]) == 0
-    assert [there[number] for number in ("01", "02", "05")] == [True, False, False]
+    outputs.enter("notebooks/05_composition", stale)
+    with pytest.raises(KeyboardInterrupt), outputs.writing(library.STAGE):
+        raise KeyboardInterrupt
+    assert "composition" in outputs.manifest()
+    library.build_library(smoke_params, outputs)
+    assert set(outputs.manifest()) == {"library"}
     outputs.enter("composition", stale)
-    (outputs.folder / "library").mkdir()
-    assert main(["smoke"]) == 0
-    assert there["05"], "once the library is there, the checksums decide"
+    library.build_library(smoke_params, outputs, overwrite=True)
+    assert "composition" in outputs.manifest(), "once the library is there, the checksums decide"
 
 
 def test_another_study_is_shown_anew(smoke, smoke_outputs, monkeypatch, tmp_path):
-    """Notebook 06 reads the study, 05 does not."""
-    before = {path.stem: notebooks._key(path, smoke_outputs) for path in NOTEBOOKS[-2:]}
+    """Notebook 06 reads the study, 05 what is of the ladder, 04 what is of search at scale."""
+
+    def keys(outputs):
+        return {path.stem[:2]: notebooks._key(path, notebooks._cells(path), outputs) for path in NOTEBOOKS}
+
+    def changed(outputs, before):
+        return {number for number, key in keys(outputs).items() if key != before[number]}
+
+    shutil.copytree(smoke_outputs.folder, tmp_path / "smoke")
+    outputs = Outputs("smoke", smoke_outputs.params, tmp_path)
+    before = keys(outputs)
     (tmp_path / "shares.csv").write_text("share\n")
-    monkeypatch.setattr(notebooks, "study_files", lambda outputs: [tmp_path / "shares.csv"])
-    after = {path.stem: notebooks._key(path, smoke_outputs) for path in NOTEBOOKS[-2:]}
-    assert after["05_composition"] == before["05_composition"]
-    assert after["06_results"] != before["06_results"]
+    with monkeypatch.context() as patch:
+        patch.setattr(notebooks, "study_files", lambda outputs: [tmp_path / "shares.csv"])
+        assert changed(outputs, before) == {"02", "03", "06"}
+    for name, shown_by in (("ladder", "05"), ("scale", "04")):
+        with outputs.writing_folder(name, {"key": "k", "made_of": "0" * 64}) as draft:
+            (draft / "a.csv").write_text("a\n")
+        assert changed(outputs, before) == {shown_by}
+        outputs.forget(name)
+
+
+def shortened(monkeypatch, tmp_path, code):
+    """A notebook of one cell, and outputs for it."""
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell('spec = "8x8"', metadata={"tags": ["parameters"]})]
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(code))
+    path = tmp_path / "07_short.ipynb"
+    nbformat.write(notebook, path)
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
+    (tmp_path / "smoke" / "figures").mkdir(parents=True, exist_ok=True)
+    return path, Outputs("smoke", load_params("smoke"), tmp_path)
+
+
+def test_only_figures_that_a_run_drew_are_its_own(monkeypatch, tmp_path):
+    path, outputs = shortened(monkeypatch, tmp_path, f"open('{tmp_path}/smoke/figures/07_new.png', 'w').write('new')")
+    for name in ("07_new.png", "07_old.png", "06_other.png"):
+        (outputs.folder / "figures" / name).write_text("old")
+    assert run_notebook(path, "smoke", outputs)
+    assert {figure.name for figure in (outputs.folder / "figures").iterdir()} == {"07_new.png", "06_other.png"}
+    files = outputs.manifest()["notebooks/07_short"]["files"]
+    assert set(files) == {"notebooks/07_short.ipynb", "figures/07_new.png"}
+
+
+def test_a_notebook_that_is_edited_while_it_runs_runs_again(monkeypatch, tmp_path):
+    path, outputs = shortened(monkeypatch, tmp_path, "x = 1")
+    execute = notebooks._execute
+
+    def edit(*arguments):
+        execute(*arguments)
+        path.write_text(path.read_text().replace("x = 1", "x = 2"))
+
+    monkeypatch.setattr(notebooks, "_execute", edit)
+    assert run_notebook(path, "smoke", outputs)
+    monkeypatch.setattr(notebooks, "_execute", execute)
+    assert run_notebook(path, "smoke", outputs)
+    assert not run_notebook(path, "smoke", outputs)
+
+
+def test_params_that_change_while_a_notebook_runs_are_noticed(monkeypatch, tmp_path):
+    path, outputs = shortened(monkeypatch, tmp_path, "x = 1")
+    monkeypatch.setattr(notebooks, "load_params", lambda spec: load_params("8x8"))
+    with pytest.raises(LeverError, match=r"params/smoke.yaml: was changed while notebook 07_short.ipynb ran"):
+        run_notebook(path, "smoke", outputs)
+    assert not list((outputs.folder / "notebooks").iterdir())
+    assert "notebooks/07_short" not in outputs.manifest()
 
 
 def test_a_run_of_a_clone_keeps_the_study_that_came_with_it(smoke_params, monkeypatch, tmp_path):
@@ -192,6 +247,14 @@ def test_an_unusable_output_folder_is_one_line(tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "Not a directory" in result.stderr
+
+
+def test_sources_that_must_not_be_written_to_have_their_kernels_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.setattr("lever_lib.os.access", lambda path, mode: False)
+    lever_lib._keep_kernels_true()
+    assert Path(os.environ["NUMBA_CACHE_DIR"]).parent == tmp_path / "lever_lib"
 
 
 def test_kernels_are_cached_per_state_of_the_sources():

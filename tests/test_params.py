@@ -46,6 +46,8 @@ def test_published_settings():
         ("[0.2, 0.4, 0.6, 0.8, 1.0]", "[0.5]", ["sarsa", "snapshots = [0.5]", "1.0"]),
         ("episodes: 500, ", "", ["libraries.X1.episodes", "missing"]),
         ("root_seed: 0", "seeds: [1, 2, 3]", ["'seeds'", "given twice"]),
+        ("root_seed: 0", "7: 0", ["key 7 on line", "is not a name; put it in quotes"]),
+        ("record: null", 'record: "a\\0b"', ["llm.record"]),
         ("scheduler: null", "scheduler: localhost", ["execution", "'localhost'", "null or an address like tcp://host"]),
         ("scheduler: null", "scheduler: 8786", ["execution.scheduler", "8786", "string"]),
         ("layouts: 4", "layouts: 2", ["study.layouts", "2", "greater than or equal to 3"]),

@@ -92,6 +92,54 @@ def test_help_needs_nothing(checkout):
     assert "./run_all.sh smoke" in result.stdout
 
 
+def test_it_is_the_checkout_that_was_asked_for(checkout):
+    """From another folder, by a relative path or a link, whatever `cd` would make of it."""
+    decoy = checkout.parent / "elsewhere" / checkout.name
+    decoy.mkdir(parents=True)
+    (checkout.parent / "link").symlink_to(checkout / "run_all.sh")
+    for command in (f"./{checkout.name}/run_all.sh", f"{checkout.name}/run_all.sh", "./link"):
+        script = ["bash", command]
+        environment = os.environ | {"CDPATH": str(decoy.parent), "PYTHON": "python-that-nobody-has"}
+        helped = subprocess.run(
+            [*script, "--help"], env=environment, cwd=checkout.parent, capture_output=True, text=True, check=False
+        )
+        assert (helped.returncode, helped.stderr) == (0, ""), command
+        environment |= {"PYTHON": sys.executable, "PIP_NO_INDEX": "1"}
+        result = subprocess.run(
+            [*script, "smoke"], env=environment, cwd=checkout.parent, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 2
+        assert (checkout / ".venv").is_dir(), command
+        shutil.rmtree(checkout / ".venv")
+    assert not list(decoy.iterdir())
+
+
+def test_two_first_calls_at_once_do_not_disturb_each_other(checkout):
+    """The second one waits for the first, and finds all done."""
+    (checkout / "requirements.txt").write_text("")
+    (checkout / "lever_lib").mkdir()
+    (checkout / "lever_lib" / "__init__.py").write_text("")
+    (checkout / "lever_lib" / "start.py").write_text("print('started')")
+    slow = checkout / "python3"  # for the other one to come in between
+    slow.write_text(f'#!/bin/sh\n[ "$2" = venv ] && sleep 1\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(slow), "PIP_NO_INDEX": "1", "PYTHONPATH": str(checkout)}
+    processes = [
+        subprocess.Popen(
+            [str(checkout / "run_all.sh"), "smoke"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert [out for out, _ in said] == ["started\n"] * 2
+    assert sorted("setting up" in errors for _, errors in said) == [False, True]
+
+
 def test_requirements_are_for_the_python_that_the_project_names():
     text = (ROOT / "requirements.txt").read_text()
     assert "torch==2.13.0" in text

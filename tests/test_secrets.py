@@ -51,7 +51,7 @@ def checkout(smoke, smoke_outputs, tmp_path_factory):
     ("step", "code", "file"),
     [
         (echoes(401, '{"error": {"message": "no such key: {}"}}'), 2, "04_search.failed.ipynb"),
-        (chooses("path", "gold"), 0, "04_search.ipynb"),
+        (chooses, 0, "04_search.ipynb"),
     ],
 )
 def test_a_notebook_and_what_it_leaves_behind(checkout, step, code, file):

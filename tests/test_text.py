@@ -121,6 +121,7 @@ def test_what_was_encoded_once_is_remembered(memory, forgetful):
 def test_each_encoder_has_a_memory_of_its_own(memory, forgetful, tmp_path):
     folder = tmp_path / "encoder"
     folder.mkdir()
+    (folder / "config.json").write_text("a model")
     for encoder in (EMBEDDED, str(folder), str(folder)):
         recall(["gold"], memory, encoder)
     assert forgetful == ["gold", "gold"]
@@ -146,7 +147,7 @@ def test_a_damaged_memory_is_done_without(memory, forgetful, content):
 def test_a_memory_of_another_shape_is_done_without(memory, forgetful):
     memory.parent.mkdir()
     with sqlite3.connect(memory) as database:
-        database.execute("CREATE TABLE vectors (something TEXT)")
+        database.execute("CREATE TABLE sentences (something TEXT)")
     database.close()
     assert np.array_equal(recall(["gold"], memory), minilm.encode(["gold"]))
 
@@ -173,8 +174,59 @@ def test_the_encoder_knows_words_and_no_misspellings():
 
 
 def test_a_stored_vector_of_another_length_is_done_without(memory, forgetful):
+    remembered(["gold"], f"{EMBEDDED} {fingerprint(EMBEDDED)}", lambda _: np.zeros((1, 3), np.float32), 3, memory)
+    assert np.array_equal(recall(["gold"], memory), minilm.encode(["gold"]))
+
+
+def test_a_bit_that_is_flipped_in_a_memory_is_noticed(memory, forgetful):
+    vector = recall(["gold"], memory)[0].tobytes()
+    content = memory.read_bytes()
+    at = content.index(vector)
+    for bit in (7, 8 * 100 + 3):
+        memory.write_bytes(
+            content[: at + bit // 8] + bytes([content[at + bit // 8] ^ 1 << bit % 8]) + content[at + bit // 8 + 1 :]
+        )
+        assert recall(["gold"], memory)[0].tobytes() == vector
+    assert forgetful == ["gold"] * 3
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE sentences SET vector = 'abc'",
+        "UPDATE sentences SET vector = NULL",
+        "UPDATE sentences SET vector = zeroblob(900000000)",
+        "DROP TABLE sentences; CREATE VIEW sentences AS "
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+        "SELECT i AS encoder, '' AS sentence, zeroblob(1000) AS vector, '' AS checksum FROM n",
+    ],
+)
+def test_a_made_up_memory_is_done_without(memory, forgetful, harm):
     recall(["gold"], memory)
     with sqlite3.connect(memory) as database:
-        database.execute("UPDATE vectors SET vector = ?", (np.zeros(3, np.float32).tobytes(),))
+        database.executescript(harm)
     database.close()
     assert np.array_equal(recall(["gold"], memory), minilm.encode(["gold"]))
+    assert forgetful == ["gold", "gold"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"modules.json": "5"},
+        {"modules.json": "null"},
+        {"config.json": "5"},
+        {"modules.json": '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Normalize"}]'},
+    ],
+)
+def test_a_folder_that_holds_nonsense_is_one_line(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(LeverError, match=r"search.encoder = .*: cannot be loaded \(.+\)"):
+        text.encode(["gold"], str(tmp_path))
+
+
+def test_a_folder_without_a_model_is_not_searched_through():
+    with pytest.raises(LeverError, match="is a folder without a sentence-transformers model"):
+        fingerprint("/")
+    assert fingerprint("~nobody-of-this-name") is None

@@ -14,6 +14,7 @@ Training, roll-out, exact planning and successor features all take their steps t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -377,10 +378,13 @@ def layout_from_text(text: str, name: str, moves: str = "forward") -> Layout:
 
 def seed_name(seed: int | str) -> str:
     """How tables and files call a layout seed: four digits. `3`, `"3"` and `"0003"` are the same."""
-    text = str(seed)
-    if isinstance(seed, bool) or not (text.isascii() and text.isdigit() and int(text) <= 9999):
-        raise LeverError(f"seed {seed!r}: must be a whole number from 0 to 9999")
-    return f"{int(text):04d}"
+    try:
+        text = str(seed)
+    except ValueError:  # more digits than Python writes out
+        text = "of thousands of digits"
+    if isinstance(seed, bool) or not re.fullmatch("0*[0-9]{1,4}", text, re.ASCII):
+        raise LeverError(f"seed {text[:40]!r}: must be a whole number from 0 to 9999")
+    return f"{int(text[-4:]):04d}"
 
 
 def make_layout(grid: Grid, seed: int | str) -> Layout:

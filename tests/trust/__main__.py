@@ -185,7 +185,7 @@ def secrets(_: Checkout, place: Path) -> str:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         checkout.environment.pop(name, None)
     asked, codes = 0, []
-    for step in (echoes(401, '{"error": {"message": "no such key: {}"}}'), chooses("path", "gold")):
+    for step in (echoes(401, '{"error": {"message": "no such key: {}"}}'), chooses):
         with LLMServer(step) as server:
             text = f"OPENAI_API_KEY={_KEY}\nOPENAI_BASE_URL={server.url}\n"
             (checkout.root / ".env").write_text(text)
