@@ -83,13 +83,14 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     figures = outputs.folder / "figures"
     before = {figure: figure.stat().st_mtime_ns for figure in figures.glob(f"{path.name[:2]}_*")}
+    params = load_params(spec)
     draft, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     try:
         with writing_to(shown(target)):
             failed.unlink(missing_ok=True)
             _execute(path, draft, failed, spec)
             _strip_traces(draft)
-        if load_params(spec) != outputs.params:
+        if load_params(spec) != params:
             changed = f"params/{spec}.yaml: was changed while notebook {path.name} ran"
             raise LeverError(f"{changed}; run the same command again")
     except BaseException:
