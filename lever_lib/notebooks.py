@@ -126,6 +126,7 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
             cwd=str(FOLDER),
             progress_bar=False,
             shutdown_kernel="immediate",  # what a stage has not published yet it will never publish
+            extra_arguments=["--log-level=ERROR"],  # one that just starts when a run is interrupted ends in silence
             stderr_file=sys.stderr if sys.stderr.isatty() else None,  # the notebook's own progress bars
         )
     except PapermillExecutionError as error:

@@ -228,6 +228,21 @@ def test_a_line_is_a_query_whatever_it_holds(tmp_path):
     assert [answer["objectives"] for answer in answers] == [["gold"], [], ["lever"]]
 
 
+@pytest.mark.parametrize("file", ["/dev/zero", "/", "/nowhere"])
+def test_questions_are_read_from_files(file):
+    result = lever("decompose", "--file", file)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert file in result.stderr
+
+
+def test_what_is_started_has_a_name():
+    for words in ([], ["magic"]):
+        result = lever(*words, module="lever_lib.start")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.endswith("must be one of notebooks, study\n")
+
+
 def test_a_damaged_manifest_is_one_line(built, tmp_path):
     (tmp_path / "smoke").mkdir()
     (tmp_path / "smoke" / "manifest.json").write_text('{"stages": []}')

@@ -1,7 +1,9 @@
+import shutil
+
 import numpy as np
 import pytest
 
-from lever_lib.artifacts import Outputs
+from lever_lib.artifacts import Outputs, file_hash
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.library import load_library
 from lever_lib.planning import optimum
@@ -85,3 +87,20 @@ def test_what_is_not_there_is_named(smoke, smoke_params, tmp_path):
         smoke.library.check_library("X10")
     with pytest.raises(MissingArtifactError, match="notebook 01_generation"):
         load_library(smoke_params, Outputs("smoke", smoke_params, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "rule"), [("q_tables.npy", np.nan, "must be finite"), ("visits.npy", -1, "must be counts")]
+)
+def test_tables_that_no_training_makes_are_refused(smoke, smoke_outputs, smoke_params, tmp_path, file, value, rule):
+    """Made up together with their checksums."""
+    shutil.copytree(smoke_outputs.folder, tmp_path / "smoke")
+    outputs = Outputs("smoke", smoke_params, tmp_path)
+    path = outputs.folder / "library" / file
+    table = np.load(path)
+    table[7, 3, 1] = value
+    np.save(path, table)
+    entry = outputs.manifest()["library"]
+    outputs.enter("library", entry | {"files": entry["files"] | {f"library/{file}": file_hash(path)}})
+    with pytest.raises(MissingArtifactError, match=f"{file}: {rule}; run notebook 01_generation"):
+        load_library(smoke_params, outputs)

@@ -103,7 +103,7 @@ def test_specs_do_not_wait_for_each_other(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"process": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"process": 1}', "[" * 9000])
 def test_an_unreadable_lock_file_is_no_obstacle(folder, content):
     (folder.parent / ".locks").mkdir()
     (folder.parent / ".locks" / "smoke.run").write_text(content)
