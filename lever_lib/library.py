@@ -251,7 +251,8 @@ def check_layout(layout: Layout, library: Library) -> Layout:
     """`layout` if it can join `library`, else a `LeverError` that says why not."""
     grid = library.params.grid
     name = layout.name
-    if not isinstance(name, str) or not name.strip() or name.isdigit() or name in library.layouts:
+    nameable = isinstance(name, str) and name.strip() and name.isprintable() and not name.isdigit()
+    if not nameable or name in library.layouts:
         raise LeverError(f"layout name {name!r}: must be new and not a number; there is {list(library.layouts)}")
     if layout.size != grid.size or layout.moves != grid.moves:
         raise LeverError(

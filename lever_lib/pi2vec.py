@@ -219,6 +219,8 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     for name, array in zip(_ARRAYS, arrays, strict=True):
         if array.shape != shape or array.dtype != np.float64:
             raise made_up(outputs.folder, STAGE, name, f"must be {shape} numbers, is {array.shape} {array.dtype}")
+        if not np.isfinite(array).all():
+            raise made_up(outputs.folder, STAGE, name, "must be finite")
     try:
         states = zip(*(stored[name] for name in ("seeds", *States._fields)), strict=True)
         canonical = {str(name): States(*parts) for name, *parts in states}
