@@ -28,7 +28,7 @@ def _keep_kernels_true() -> None:
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()
     place = package / "__pycache__"
     if not os.access(package, os.W_OK):
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "lever_lib"
+        place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lever_lib"
     folder = place / f"kernels-{sources[:16]}"
     if os.environ.get("NUMBA_CACHE_DIR", "").endswith(folder.name):
         return  # inherited from a process that runs the same sources
