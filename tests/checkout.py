@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from lever_lib.artifacts import ROOT, file_hash
 
+# Python ends by the signal itself if that came while C code ran Python code; a shell says 130 for that, too.
+ENDED_BY_CTRL_C = (130, -signal.SIGINT)
 LONGEST = 600  # seconds that a command may take
 
 

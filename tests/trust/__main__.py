@@ -28,7 +28,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lever_lib.artifacts import ROOT
-from tests.checkout import Checkout
+from tests.checkout import ENDED_BY_CTRL_C, Checkout
 from tests.llm_server import LLMServer, chooses, echoes
 
 _LONGEST = 40.0  # seconds until a kill
@@ -133,7 +133,11 @@ def interrupt(_: Checkout, place: Path) -> str:
                 said, _ = process.communicate()
                 seconds.append(time.perf_counter() - started)
                 bar.update()
-                if process.returncode != 130 or "Traceback" in said or "interrupted" not in said.splitlines()[-1]:
+                if (
+                    process.returncode not in ENDED_BY_CTRL_C
+                    or "Traceback" in said
+                    or "interrupted" not in said.splitlines()[-1]
+                ):
                     raise SystemExit(f"exit code {process.returncode}:\n{said}") from None
     return f"{_INTERRUPTS} times Ctrl-C, stopped after {min(seconds):.1f} to {max(seconds):.1f} s with exit code 130"
 
