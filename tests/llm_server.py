@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import combinations
 from threading import Event, Thread
 
 from lever_lib.recognise import meant_by
@@ -93,13 +94,15 @@ def echoes(status, template):
 
 
 def chooses(handler):
-    """Chooses, from the sentences that a question comes with, one for each objective, and repeats the key beside."""
+    """Chooses, from the sentences that a question comes with, what asks for just that, and repeats the key beside."""
     asked = handler.server.owner.requests[-1]
-    system, user = (message["content"] for message in asked["body"]["messages"])
-    single = [{name} for name in meant_by(user)]
-    chosen = [
-        sentence for sentence in re.findall("^- (.*)$", system, re.MULTILINE) if set(meant_by(sentence)) in single
-    ]
+    system, user = (message["content"] for message in asked["body"]["messages"][:2])
+    listed = {line: set(meant_by(line)) for line in re.findall("^- (.*)$", system, re.MULTILINE)}
+    exactly = re.search(r"Choose exactly (\d+)", system)
+    counts = [int(exactly[1])] if exactly else range(len(listed) + 1)
+    groups = (group for count in counts for group in combinations(listed, count))
+    wanted = set(meant_by(user))
+    chosen = next(group for group in groups if set().union(*map(listed.get, group)) == wanted)
     says(f"{json.dumps({'sentences': chosen})} said {asked['headers']['Authorization']}")(handler)
 
 
