@@ -241,6 +241,8 @@ def _converse(opened: OpenLibrary, options: argparse.Namespace) -> None:
     """Answer questions line by line until there are no more; an error ends no conversation."""
     from lever_lib.decompose import LONGEST
 
+    if sys.stdin is None or sys.stdout is None:
+        raise LeverError("search --interactive: needs an input and an output")
     people = sys.stdin.isatty() and not options.json
     _warm_up(opened)
     if people:
@@ -445,9 +447,10 @@ def _reset(options: argparse.Namespace) -> None:
 
 
 def _agreed(question: str) -> bool:
-    sys.stderr.write(question)
-    sys.stderr.flush()
-    answer = sys.stdin.readline()
+    if sys.stderr is not None:
+        sys.stderr.write(question)
+        sys.stderr.flush()
+    answer = "" if sys.stdin is None else sys.stdin.readline()
     if not answer:
         raise LeverError("reset: nobody is there to be asked; add --yes")
     return answer.strip().lower() in ("y", "yes")

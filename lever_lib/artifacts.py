@@ -322,6 +322,8 @@ class Outputs:
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(old, ignore_errors=True)
         with hold(self.folder, PUBLISH):
+            if not (self.folder / MANIFEST).is_file():
+                _write_manifest(self.folder, {})  # without one, what is there now was not put there by us
             self.forget(name, *others)
             if target.exists():
                 target.rename(old)
@@ -335,6 +337,20 @@ class Outputs:
             stages = self.manifest() | {name: entry}
             write_whole(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
             _write_manifest(self.folder, stages)
+
+    def check_manifest(self) -> None:
+        """Refuse to go on where studies are that nothing tells of: a new manifest would forget them.
+
+        Raises:
+            MissingArtifactError: if the manifest is missing, or damaged, and they are not.
+        """
+        self.manifest()
+        lost = orphans(self.folder)
+        if lost:
+            raise MissingArtifactError(
+                f"{shown(self.folder / MANIFEST)}: is missing, and nothing else tells what {', '.join(lost)} holds; "
+                "take it from git, or delete the folder to start over"
+            )
 
     def sweep(self) -> None:
         """Delete what killed processes left half written or half deleted."""
@@ -401,7 +417,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MissingArtifactError(
-            f"{shown(path)}: not a readable manifest; take it from git or delete it, and run the notebooks again"
+            f"{shown(path)}: not a readable manifest; take it from git, or delete the folder and run again"
         ) from None
     return content
 
@@ -416,6 +432,13 @@ def made_up(folder: Path, stage: Stage, file: str, rule: str) -> MissingArtifact
     """What to say of a file of a stage whose checksum is right, but that no run can have written."""
     again = f"run notebook {stage.notebook} for spec {folder.name} again"
     return MissingArtifactError(f"{shown(folder / stage.name / file)}: {rule}; {again}")
+
+
+def orphans(folder: Path) -> list[str]:
+    """Folders of studies that hold something, where there is no manifest."""
+    if (folder / MANIFEST).is_file():
+        return []
+    return [name for name in LASTING if (folder / name).is_dir() and any((folder / name).iterdir())]
 
 
 def outlives_runs(name: str) -> bool:
@@ -449,6 +472,7 @@ def examine(folder: Path) -> dict[str, Condition]:
         orphaned = folder.is_dir() and any(
             path.is_dir() and path.name not in LASTING and not path.name.startswith(".") for path in folder.iterdir()
         )
+        orphaned = orphaned or orphans(folder)
         return {"manifest": Condition(True, [manifest], [])} if orphaned else {}
     try:
         content = _read_manifest(folder)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from lever_lib.errors import LeverError
+from lever_lib.artifacts import shown
+from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.files import read_csv
 
 
 def column_dictionary(table: str | None = None) -> pd.DataFrame:
@@ -27,6 +30,31 @@ def column_dictionary(table: str | None = None) -> pd.DataFrame:
     if table not in set(known["table"]):
         raise LeverError(f"table {table!r}: must be one of {', '.join(known['table'].unique())}")
     return known[known["table"] == table].drop(columns="table").set_index("column")
+
+
+def as_described(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """A table that was read, if its columns are those of the dictionary.
+
+    Args:
+        table: as read.
+        path: of its file; the last folder and the name say which table it is.
+
+    Raises:
+        MissingArtifactError: naming the file.
+    """
+    wanted = column_dictionary(f"{path.parent.name}/{path.name}").index
+    if set(table) != set(wanted):
+        raise MissingArtifactError(f"{shown(path)}: must have the columns {', '.join(wanted)}")
+    return table
+
+
+def read_described(path: Path, **settings: Any) -> pd.DataFrame:
+    """The table of a CSV file whose columns are those of the dictionary.
+
+    Raises:
+        LeverError: if it cannot be read, or is another table.
+    """
+    return as_described(read_csv(path, **settings), path)
 
 
 def write_tables(found: object, folder: Path) -> None:

@@ -33,6 +33,7 @@ from lever_lib.envs.gridworld import (
     StatePay,
     Transitions,
     enter,
+    memory_count,
     restrict,
     reward_tables,
     state_pay,
@@ -373,7 +374,20 @@ class Pool:
             raise LeverError(
                 f"method {method.name!r}: must return a policy, e.g. CellPolicy(actions), returned {found}"
             )
+        if isinstance(policy, CellPolicy) and not self._can_act(policy.actions):
+            cells, most = self.layout.horizon, ACTIONS - 1
+            raise LeverError(
+                f"method {method.name!r}: its actions must be an array of whole numbers up to {most}, one for each of "
+                f"{cells} cells, or for each state"
+            )
         return policy
+
+    def _can_act(self, actions: np.ndarray) -> bool:
+        """Whether kernels may follow a table of actions: they do not look whether they read beside it."""
+        cells = self.layout.horizon
+        lengths = (cells, cells * memory_count(len(self.layout.golds)))
+        whole = isinstance(actions, np.ndarray) and actions.ndim == 1 and actions.dtype.kind in "iu"
+        return bool(whole and len(actions) in lengths and actions.min() >= -1 and actions.max() < ACTIONS)
 
     def total_visits(self, members: tuple[int, ...]) -> np.ndarray:
         """Times each action was taken in the training of any of the policies, int64 (S, 4)."""

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from lever_lib.artifacts import DEEP, Outputs, json_hash, source_hash
+from lever_lib.columns import read_described
 from lever_lib.composition import Pool, everyday_methods
 from lever_lib.envs.features import feature_tables
 from lever_lib.envs.gridworld import Layout, States, make_layout
@@ -32,6 +33,7 @@ from lever_lib.policies.tabular import train
 from lever_lib.queries import QUERIES
 from lever_lib.rollout import evaluate
 from lever_lib.seeding import stream
+from lever_lib.unfinished import whole
 
 ALGORITHMS = (DQN, PPO)
 _FILES = ("policies.npz", "returns.csv", "placement.csv", "composition.csv", "training_timings.csv")
@@ -66,7 +68,7 @@ def find_deep(outputs: Outputs) -> Deep | None:
     folder = outputs.lasting(DEEP, _FILES, _key(outputs.params))
     if folder is None:
         return None
-    tables = [pd.read_csv(folder / name, dtype={"seed": str}) for name in _FILES[1:]]
+    tables = [read_described(folder / name, dtype={"seed": str}) for name in _FILES[1:]]
     return Deep(load_records(folder / _FILES[0]), *tables)
 
 
@@ -80,7 +82,7 @@ def run_deep(outputs: Outputs) -> Deep | None:
     if not params.deep.steps:
         return None
     made_of = json_hash([_key(params), source_hash("lever_lib.deep")])
-    known = find_deep(outputs)
+    known = whole(find_deep, outputs)
     if known and outputs.made_of(DEEP) == made_of:
         return known
     layouts = [make_layout(params.grid, seed) for seed in params.deep.seeds]

@@ -60,6 +60,6 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
         reason, code = "this takes more memory than there is", 2
     except KeyboardInterrupt:
         reason, code = interrupted, 130
-    with suppress(OSError):  # where nothing can be said, the exit code still tells
+    with suppress(OSError, AttributeError):  # where nothing can be said, the exit code still tells
         sys.stderr.write(f"lever: {reason}\n")
     return code

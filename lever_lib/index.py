@@ -157,6 +157,9 @@ def load_index(library: Library, outputs: Outputs) -> TextIndex:
         raise fault(_POSTINGS, "must hold sentence_id (whole numbers), sentence and policy_id")
     if not np.array_equal(np.unique(postings["sentence_id"]), np.arange(index.ntotal)):
         raise fault(_POSTINGS, f"must name each of the {index.ntotal} sentences of {_INDEX}")
+    found = index.reconstruct_n(0, index.ntotal)
+    if not np.isfinite(found).all():
+        raise fault(_INDEX, "must hold finite vectors")
     if not postings["policy_id"].equals(library.policies["policy_id"]):
         raise fault(_POSTINGS, "must name the policies of the library, in their order")
     return TextIndex(index, postings, settings, gate if settings.cosine_gate is None else settings.cosine_gate)

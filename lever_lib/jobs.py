@@ -8,10 +8,12 @@ of a cluster, and the task could not be repeated once that worker is gone.
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
@@ -26,6 +28,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 # Hash of all sources of `lever_lib` as this process has loaded them: processes that share it compute the same.
 CODE = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()
+_FIRST_MESSAGE = 10_000  # bytes at most
 _PATIENCE = 10  # seconds to wait for a scheduler, and for its first worker
 
 
@@ -83,6 +86,7 @@ def _cluster(address: str) -> Iterator[Client]:
             f"execution.scheduler = {address!r}: needs dask, which is not installed: pip install -e '.[dask]'"
         ) from None
     try:
+        _look(address)
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError):
         raise LeverError(f"execution.scheduler = {address!r}: no Dask scheduler answers there") from None
@@ -105,6 +109,21 @@ def _cluster(address: str) -> Iterator[Client]:
                 "machine; its results would not be those of this code"
             )
         yield client
+
+
+def _look(address: str) -> None:
+    """See whether what answers at a TCP address may be Dask: its client waits long for others, or takes them at word.
+
+    Raises:
+        OSError: if nothing answers in time.
+        ValueError: if something else does. A message of Dask begins with its length, and the first one is short.
+    """
+    place = urlsplit(address)
+    if place.scheme == "tcp":
+        with socket.create_connection((place.hostname, place.port), timeout=_PATIENCE) as connection:
+            length = connection.recv(8)
+        if len(length) < 8 or int.from_bytes(length, "little") > _FIRST_MESSAGE:
+            raise ValueError
 
 
 def loaded_code() -> str:

@@ -20,11 +20,12 @@ import numpy as np
 import pandas as pd
 
 from lever_lib.artifacts import LADDER, MODEL, Outputs, file_hash, json_hash, source_hash
-from lever_lib.columns import write_tables
+from lever_lib.columns import read_described, write_tables
 from lever_lib.composition import METHODS, Method, Pool
 from lever_lib.envs.gridworld import MOVE_SETS, make_layout
 from lever_lib.envs.rewards import COMPONENTS, REWARD_SYSTEMS, SINGLE_OBJECTIVES, Component, reward_system
 from lever_lib.experiment import ExperimentJob, experiment_jobs, question, read_table, result, single_returns
+from lever_lib.files import read_csv
 from lever_lib.generalisation import load_table, published_regressor
 from lever_lib.index import build_index
 from lever_lib.jobs import run_jobs
@@ -43,7 +44,7 @@ from lever_lib.selection import selection_rows, summarise_selection
 from lever_lib.stats import interval, mean
 from lever_lib.strategies import choose, combinations
 from lever_lib.timed_planning import plannable
-from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
+from lever_lib.unfinished import new_draft, parts_of, publish, whole, work_folder
 
 FILES = ("shares.csv", "regret.csv", "selection.csv", "library.csv")
 _PARTS = ("answers.csv", "chosen.csv", "changed.csv")
@@ -118,11 +119,15 @@ def find_ladder(outputs: Outputs) -> Ladder | None:
         MissingArtifactError: if a file is damaged.
     """
     folder = outputs.lasting(LADDER, FILES, _key(outputs.params))
-    return None if folder is None else Ladder(*(pd.read_csv(folder / name, dtype={"value": str}) for name in FILES))
+    return None if folder is None else Ladder(*(read_described(folder / name, dtype={"value": str}) for name in FILES))
 
 
-def run_ladder(outputs: Outputs) -> Ladder:
+def run_ladder(outputs: Outputs, fit: Callable[[Outputs], None]) -> Ladder:
     """Climb the ladder on the layouts of the study, unless that was done; what an interrupted run has left to do.
+
+    Args:
+        outputs: of the spec.
+        fit: makes the model, and the policies that it was fitted on, whole if they are not: a clone comes without them.
 
     Raises:
         LeverError: if there is no model to rank candidates with.
@@ -130,10 +135,11 @@ def run_ladder(outputs: Outputs) -> Ladder:
     params = outputs.params
     model = load_model(outputs)
     made_of = json_hash([_key(params), file_hash(model.path), source_hash("lever_lib.ladder")])
-    known = find_ladder(outputs)
+    known = whole(find_ladder, outputs)
     if known and outputs.made_of(LADDER) == made_of:
         return known
     judge = Regressor({ALL_LAYOUTS: model.predictor}, pd.DataFrame(), pd.DataFrame())
+    fit(outputs)
     published = _published(outputs)
 
     def climb(part: Outputs, draft: Path) -> None:
@@ -144,7 +150,7 @@ def run_ladder(outputs: Outputs) -> Ladder:
     parts = parts_of(outputs, list(params.study.test_seeds), work, _PARTS, climb)
     answered, chosen = (pd.concat([read_table(part / name) for part in parts]) for name in _PARTS[:2])
     text = {"value": str, "seed": str}
-    changed = pd.concat([pd.read_csv(part / _PARTS[2], dtype=text) for part in parts])
+    changed = pd.concat([read_csv(part / _PARTS[2], dtype=text) for part in parts])
     tables = Ladder(
         all_shares(answered, params.root_seed),
         all_regrets(answered, params.root_seed),
@@ -156,15 +162,14 @@ def run_ladder(outputs: Outputs) -> Ladder:
     return find_ladder(outputs)
 
 
-def _published(outputs: Outputs) -> Callable[[Embedded], np.ndarray] | None:
-    """The published regressor, where the policies that ours was fitted on are at hand."""
-    path = outputs.folder / MODEL / TRAINING
+def _published(outputs: Outputs) -> Callable[[Embedded], np.ndarray]:
+    """The published regressor, fitted on the same policies as ours."""
     legacy = outputs.params.grid.legacy_gold_exit
     systems = tuple(reward_system(name, legacy) for name in REWARD_SYSTEMS)
-    return published_regressor(load_table(path, systems)) if path.is_file() else None
+    return published_regressor(load_table(outputs.folder / MODEL / TRAINING, systems))
 
 
-def _climb(outputs: Outputs, judge: Regressor, published: Callable[[Embedded], np.ndarray] | None, draft: Path) -> None:
+def _climb(outputs: Outputs, judge: Regressor, published: Callable[[Embedded], np.ndarray], draft: Path) -> None:
     params = outputs.params
     last = list(params.libraries)[-1]
     own = Outputs(outputs.spec, replace(params, libraries={last: params.libraries[last]}), outputs.folder.parent)

@@ -224,7 +224,7 @@ def _recover(outputs: Outputs) -> None:
         MissingArtifactError: if there are studies among it, which take long; the manifest may be in git.
     """
     try:
-        outputs.manifest()
+        outputs.check_manifest()
     except MissingArtifactError as error:
         if any((outputs.folder / name).is_dir() for name in LASTING):
             raise

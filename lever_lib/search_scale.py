@@ -26,10 +26,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from lever_lib.artifacts import ROOT, SCALE, Outputs, json_hash, source_hash
+from lever_lib.columns import read_described
 from lever_lib.errors import LeverError
 from lever_lib.files import write_array
 from lever_lib.params import Params, resolved
 from lever_lib.seeding import stream
+from lever_lib.unfinished import whole
 from lever_lib.vectors import KINDS, build, load, nearest, save
 
 WIDTH = 384  # numbers a sentence, as the default encoder gives
@@ -296,7 +298,7 @@ def find_scale(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame] | None:
         MissingArtifactError: if one of the files is damaged.
     """
     folder = outputs.lasting(SCALE, _FILES, _key(outputs.params))
-    return None if folder is None else tuple(pd.read_csv(folder / name) for name in _FILES)
+    return None if folder is None else tuple(read_described(folder / name) for name in _FILES)
 
 
 def run_scale(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame] | None:
@@ -312,7 +314,7 @@ def run_scale(outputs: Outputs) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     if not params.scale.vectors:
         return None
     made_of = json_hash([_key(params), source_hash("lever_lib.search_scale")])
-    known = find_scale(outputs)
+    known = whole(find_scale, outputs)
     if known and outputs.made_of(SCALE) == made_of:
         return known
     outputs.folder.mkdir(parents=True, exist_ok=True)

@@ -35,12 +35,12 @@ from lever_lib.artifacts import (
     source_hash,
 )
 from lever_lib.behaviour import Behaviour
-from lever_lib.columns import write_tables
+from lever_lib.columns import as_described, read_described, write_tables
 from lever_lib.deep import run_deep
 from lever_lib.envs.features import feature_count
 from lever_lib.envs.gridworld import make_layout, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
-from lever_lib.errors import LeverError, exit_code
+from lever_lib.errors import LeverError, MissingArtifactError, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment
 from lever_lib.generalisation import Findings, joined, load_table, save_table
 from lever_lib.ladder import run_ladder
@@ -51,7 +51,7 @@ from lever_lib.report import SUMMARY_FILES, Summary, read_summary, summarise_tab
 from lever_lib.scaling import measure_costs
 from lever_lib.search import Retriever
 from lever_lib.search_scale import run_scale
-from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
+from lever_lib.unfinished import new_draft, parts_of, publish, whole, work_folder
 
 _COSTS, _ROWS, _TRANSFER = "costs_timings.csv", "results.parquet", "transfer.csv"
 _FINDINGS = tuple(f"{field.name}.csv" for field in fields(Findings))
@@ -114,10 +114,15 @@ def find_study(outputs: Outputs) -> Study | None:
         return None
     folder = files[0].parent
     summary = read_summary(folder)
-    findings = Findings(*(pd.read_csv(folder / name, dtype={"split": str}) for name in _FINDINGS))
-    behaviours = Behaviour(*(pd.read_csv(folder / name, dtype={"value": str}) for name in _BEHAVIOUR))
-    tables = (pd.read_csv(folder / name) for name in (_TRANSFER, _COSTS))
-    return Study(folder, int(summary.shares["layouts"].max()), summary, findings, behaviours, *tables)
+    for name, table in zip(SUMMARY_FILES, vars(summary).values(), strict=True):
+        as_described(table, folder / name)
+    layouts = summary.shares["layouts"]
+    if layouts.empty or layouts.dtype.kind != "i":
+        raise MissingArtifactError(f"{shown(folder / SUMMARY_FILES[0])}: must say on how many layouts")
+    findings = Findings(*(read_described(folder / name, dtype={"split": str}) for name in _FINDINGS))
+    behaviours = Behaviour(*(read_described(folder / name, dtype={"value": str}) for name in _BEHAVIOUR))
+    tables = (read_described(folder / name) for name in (_TRANSFER, _COSTS))
+    return Study(folder, int(layouts.max()), summary, findings, behaviours, *tables)
 
 
 def absent(outputs: Outputs) -> str:
@@ -239,7 +244,7 @@ def up_to_date(outputs: Outputs) -> bool:
     """Whether the study of a spec is whole, and was made by this code with the regressor that is there now."""
     entry, source = outputs.manifest().get(STUDY, {}), outputs.params.regressor.source
     judge = outputs.folder / (f"{MODEL}/{MODEL_FILE}" if source == "study" else f"regressor/{regressor.STAGE.files[0]}")
-    if not find_study(outputs) or not judge.is_file():
+    if not whole(find_study, outputs) or not judge.is_file():
         return False
     return entry.get("made_of") == _made_of(outputs.params, judge)
 
@@ -328,6 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
 def study_all(specs: Sequence[Outputs]) -> None:
     """Every study of some specs, saying where each is."""
     for outputs in specs:
+        outputs.check_manifest()
         outputs.sweep()
     for outputs in specs:
         if not up_to_date(outputs):
@@ -336,7 +342,7 @@ def study_all(specs: Sequence[Outputs]) -> None:
         study = run_study(outputs)
         sys.stdout.write(f"{outputs.spec}: study of {study.layouts} layouts in {shown(study.folder)}\n")
     for outputs in specs:
-        run_ladder(outputs)
+        run_ladder(outputs, fit_model)
         sys.stdout.write(f"{outputs.spec}: the information ladder in {shown(outputs.folder / LADDER)}\n")
     for outputs in specs:
         if run_deep(outputs):

@@ -7,14 +7,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from lever_lib.artifacts import Outputs, file_hash, shown
-from lever_lib.errors import writing_to
+from lever_lib.errors import LeverError, writing_to
 from lever_lib.params import Deep
 
+Found = TypeVar("Found")
 _CHUNK = 10  # layouts that are worked on before their results are put away
+
+
+def whole(find: Callable[[Outputs], Found | None], outputs: Outputs) -> Found | None:
+    """What `find` finds of earlier work; None if it is damaged, so that it is made again."""
+    try:
+        return find(outputs)
+    except LeverError as error:
+        sys.stderr.write(f"{outputs.spec}: {error}; making it again\n")
+        return None
 
 
 def work_folder(outputs: Outputs, what: str, made_of: str) -> Path:

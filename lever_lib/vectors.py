@@ -284,8 +284,9 @@ def load(path: Path) -> faiss.Index:
     try:
         with _limits(path.stat().st_size):
             index = faiss.read_index(str(path))
-        if isinstance(index, faiss.IndexIVFFlat) and index.direct_map.no():
-            index.make_direct_map()  # which an index from elsewhere may lack
+        if isinstance(index, faiss.IndexIVFFlat):
+            index.set_direct_map_type(faiss.DirectMap.NoMap)
+            index.make_direct_map()  # one from elsewhere may lack it, or have one that leads nowhere
     except (RuntimeError, MemoryError):
         raise LeverError(f"{path}: the index in it is cut off or damaged") from None
     if not isinstance(index, _TYPES[kind]) or not _is_whole(index):

@@ -236,6 +236,27 @@ def test_questions_are_read_from_files(file):
     assert file in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("closed", "arguments"),
+    [
+        ("<&-", ["reset", "--spec", "smoke"]),
+        ("<&-", ["search", "--interactive", "--spec", "smoke"]),
+        (">&-", ["search", "--interactive", "--spec", "smoke"]),
+        ("2>&-", ["optimum", "--spec", "nowhere", "--seed", "3", "--setup", "gold"]),
+    ],
+)
+def test_closed_streams_are_an_error_like_others(built, closed, arguments):
+    result = subprocess.run(
+        ["bash", "-c", f'"$0" -m lever_lib "$@" {closed}', sys.executable, *arguments],
+        env=os.environ | {"LEVER_OUTPUTS": str(built)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == (closed != "2>&-")
+
+
 def test_what_is_started_has_a_name():
     for words in ([], ["magic"]):
         result = lever(*words, module="lever_lib.start")

@@ -158,6 +158,20 @@ def test_a_method_may_not_take_a_built_in_name():
     assert composition.METHODS["gpi"].rung == 1
 
 
+@pytest.mark.parametrize(
+    "actions",
+    [np.zeros(5, np.int8), np.full(36, 7), np.full(36, -2), np.zeros(36), None, np.zeros((36, 4), int)],
+    ids=["too few", "unknown", "negative", "no numbers", "none", "a table"],
+)
+def test_a_method_whose_actions_cannot_be_followed_is_named(opened, actions):
+    register("broken", rung=0)(lambda view: CellPolicy(actions))
+    try:
+        with pytest.raises(LeverError, match="method 'broken': its actions must be an array of whole numbers up to 3"):
+            opened.ask("gold and the lever", method="broken")
+    finally:
+        del composition.METHODS["broken"]
+
+
 def test_a_method_that_returns_no_policy_is_named(opened):
     register("broken", rung=0)(lambda view: view.q_tables.sum(axis=0))
     try:

@@ -1,6 +1,9 @@
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import distributed
@@ -61,6 +64,25 @@ def test_nothing_is_lost_when_a_worker_is_killed_half_way(cluster, smoke_params)
             assert one.policy_id == other.policy_id
             assert np.array_equal(one.q_table, other.q_table)
             assert np.array_equal(one.visits, other.visits)
+
+
+@pytest.mark.parametrize("says", [b"", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_what_is_no_scheduler_is_not_waited_for(monkeypatch, says):
+    monkeypatch.setattr(seam, "_PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+        def answer():
+            connection, _ = server.accept()
+            connection.sendall(says)
+            time.sleep(1)
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(LeverError, match=f"{address}'?: no Dask scheduler answers there"), seam._cluster(address):
+            pytest.fail("there is none")
+        assert time.monotonic() - started < 5
 
 
 def test_energy_of_a_cluster_is_estimated(cluster, smoke_params, tmp_path, monkeypatch):

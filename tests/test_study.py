@@ -12,13 +12,14 @@ from lever_lib import (
     experiment,
     generalisation,
     ladder,
+    notebooks,
     regressor,
     report,
     scaling,
     study,
     unfinished,
 )
-from lever_lib.artifacts import Outputs, read_manifest
+from lever_lib.artifacts import Outputs, file_hash, read_manifest
 from lever_lib.columns import column_dictionary
 from lever_lib.composition import METHODS
 from lever_lib.errors import LeverError, MissingArtifactError
@@ -121,7 +122,7 @@ def test_every_column_of_a_study_is_explained(studied):
 
 def test_the_ladder_is_climbed_on_the_layouts_of_the_study(studied, monkeypatch):
     outputs, found = studied
-    climbed = ladder.run_ladder(outputs)
+    climbed = ladder.run_ladder(outputs, study.fit_model)
     assert climbed.layouts == found.layouts
     shares = climbed.shares.query("library == 'all' and query_class == 'all' and setup == 'all'")
     assert set(shares["method"]) == {*METHODS, *REFERENCES}
@@ -136,7 +137,7 @@ def test_the_ladder_is_climbed_on_the_layouts_of_the_study(studied, monkeypatch)
     assert (exact[exact["k"] == exact["k"].max()]["regret"] < 1e-6).all(), "he who knows everything loses nothing"
     assert set(climbed.selection["judge"]) == {"ours", "published", "exact on recordings"}
     monkeypatch.setattr(ladder, "answers", None)
-    assert ladder.run_ladder(outputs).shares.equals(climbed.shares), "nothing is left to do"
+    assert ladder.run_ladder(outputs, study.fit_model).shares.equals(climbed.shares), "nothing is left to do"
     assert not list(outputs.folder.glob(".ladder*")), "nothing unfinished is left"
 
 
@@ -148,6 +149,59 @@ def test_a_finished_study_needs_nothing_that_git_does_not_keep(studied, tmp_path
     monkeypatch.setattr(study, "fit_model", None)
     assert study.up_to_date(clone)
     assert study.run_study(clone).layouts == found.layouts
+
+
+FINDERS = {"study": study.find_study, "ladder": ladder.find_ladder}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("study/targets.csv", "x", "is missing or damaged"),
+        ("study/targets.csv", "", "cannot be read: No columns to parse"),
+        ("study/shares.csv", "a,b\n1,2\n", "must have the columns "),
+        ("study/learning_curve.csv", "\udcff\udcfe", "cannot be read: "),
+        ("ladder/regret.csv", "a,b\n1,2\n", "must have the columns "),
+    ],
+)
+def test_what_is_damaged_or_made_up_is_one_line_to_readers_and_made_again(
+    studied, tmp_path, capsys, name, content, rule
+):
+    outputs, _ = studied
+    ladder.run_ladder(outputs, study.fit_model)  # if no other test has
+    shutil.copytree(outputs.folder, tmp_path / "smoke")
+    copy, entry_name = Outputs("smoke", outputs.params, tmp_path), name.split("/")[0]
+    find = FINDERS[entry_name]
+    assert find(copy)
+    path = copy.folder / name
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    if "damaged" not in rule:  # with its checksum
+        entry = copy.manifest()[entry_name]
+        copy.enter(entry_name, entry | {"files": entry["files"] | {name: file_hash(path)}})
+    with pytest.raises(LeverError, match=f"{path.name}:? {rule}") as caught:
+        find(copy)
+    assert "\n" not in str(caught.value)
+    assert unfinished.whole(find, copy) is None
+    assert capsys.readouterr().err.startswith(f"smoke: {caught.value}; making it again")
+    if entry_name == "study":
+        assert not study.up_to_date(copy)
+
+
+def test_studies_without_a_manifest_are_not_forgotten(studied, monkeypatch, tmp_path, capsys):
+    """Nothing else tells what they hold, so neither a run nor a study begins a new manifest."""
+    outputs, _ = studied
+    shutil.copytree(outputs.folder, tmp_path / "smoke")
+    (tmp_path / "smoke" / "manifest.json").unlink()
+    copy = Outputs("smoke", outputs.params, tmp_path)
+    with pytest.raises(MissingArtifactError, match=r"manifest.json: is missing, .* what study, model, .* holds"):
+        study.study_all([copy])
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
+    assert notebooks.main(["smoke"]) == 2
+    assert "manifest.json: is missing" in capsys.readouterr().err
+    for path in list((tmp_path / "smoke").iterdir()):
+        if path.is_dir() and path.name not in artifacts.LASTING:
+            shutil.rmtree(path)
+    assert list(artifacts.examine(copy.folder)) == ["manifest"]
 
 
 def test_what_has_no_effect_makes_no_other_study(studied):

@@ -220,6 +220,13 @@ def test_an_ivf_index_from_elsewhere_is_taken_unless_its_ids_are_no_rows(rows, q
     index.add(rows)
     faiss.write_index(index, str(path))
     same(nearest(load(path), queries, 5), brute(rows, queries, 5, SUBSETS["all"]))
+    index.set_direct_map_type(faiss.DirectMap.Array)
+    index.direct_map.array.at(3)  # it is there
+    places = faiss.vector_to_array(index.direct_map.array)
+    faiss.copy_array_to_vector(places + (10**6 << 32), index.direct_map.array)  # and leads nowhere
+    faiss.write_index(index, str(path))
+    same(nearest(load(path), queries, 5), brute(rows, queries, 5, SUBSETS["all"]))
+    index.set_direct_map_type(faiss.DirectMap.NoMap)
     index.add_with_ids(rows[:1], np.array([10**9]))
     faiss.write_index(index, str(path))
     refused(path, "cut off or damaged")
