@@ -195,7 +195,7 @@ def test_a_bit_that_is_flipped_in_a_memory_is_noticed(memory, forgetful):
     [
         "UPDATE sentences SET vector = 'abc'",
         "UPDATE sentences SET vector = NULL",
-        "UPDATE sentences SET vector = zeroblob(900000000)",
+        "UPDATE sentences SET vector = zeroblob(2000000)",
         "DROP TABLE sentences; CREATE VIEW sentences AS "
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
         "SELECT i AS encoder, '' AS sentence, zeroblob(1000) AS vector, '' AS checksum FROM n",
