@@ -35,7 +35,7 @@ from lever_lib.params import Params, resolved
 _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE.parent
 # As this process loads them: what comes of an edit that is made meanwhile must not count as made by the edited code.
-_SOURCES = {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))}
+SOURCES = {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))}
 MANIFEST = "manifest.json"
 PARAMS = "params.yaml"
 _PART = re.compile(r"[A-Za-z0-9_][\w .+-]*", re.ASCII)  # of a file's path, as stages name them
@@ -550,9 +550,9 @@ def source_hash(module: str) -> str:
         name = waiting.pop()
         path = package.parent / Path(*name.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if name in seen or path not in _SOURCES:
+        if name in seen or path not in SOURCES:
             continue
-        seen[name] = _SOURCES[path]
+        seen[name] = SOURCES[path]
         waiting += [found for found in _imports(seen[name]) if found.startswith(f"{package.name}.")]
     for path in sorted([*(package / "data").glob("*.safetensors"), *(package / "data").glob("*.yaml")]):
         if any(path.name.encode() in text for text in seen.values()):

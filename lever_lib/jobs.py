@@ -11,13 +11,13 @@ import hashlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
+from lever_lib.artifacts import SOURCES
 from lever_lib.errors import LeverError
 from lever_lib.params import Execution
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 # Hash of all sources of `lever_lib` as this process has loaded them: processes that share it compute the same.
-CODE = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()
+CODE = hashlib.sha256(b"\0".join(SOURCES.values())).hexdigest()
 _FIRST_MESSAGE = 10_000  # bytes at most
 _PATIENCE = 10  # seconds to wait for a scheduler, and for its first worker
 

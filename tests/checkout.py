@@ -15,6 +15,7 @@ from lever_lib.artifacts import ROOT, file_hash
 
 # Python ends by the signal itself if that came while C code ran Python code; a shell says 130 for that, too.
 ENDED_BY_CTRL_C = (130, -signal.SIGINT)
+PLANTED_KEY = "sk-planted-0123456789-abcdefghij"
 LONGEST = 600  # seconds that a command may take
 
 
@@ -51,6 +52,17 @@ class Checkout:
         changed, count = re.subn(pattern, text, path.read_text())
         assert count == 1, pattern
         path.write_text(changed)
+
+    def ask_a_model(self) -> None:
+        """Have questions split by a language model, and what it says recorded; nobody's own key is inherited."""
+        self.change_params("decompose: offline", "decompose: llm")
+        self.change_params("record: null", "record: recorded.jsonl")
+        for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+            self.environment.pop(name, None)
+
+    def plant_key(self, url: str) -> None:
+        """Put a key that is to be searched for into `.env`, with the address it is for."""
+        (self.root / ".env").write_text(f"OPENAI_API_KEY={PLANTED_KEY}\nOPENAI_BASE_URL={url}\n")
 
     def start(self, *arguments: str, room: int | None = None) -> subprocess.Popen:
         """Start `python ARGUMENTS` in a session of its own; its files grow to `room` bytes at most."""

