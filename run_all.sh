@@ -59,7 +59,7 @@ run_tests() {
   .venv/bin/shellcheck run_all.sh .ci/run
   .venv/bin/python -m ruff check --no-cache .
   .venv/bin/python -m ruff format --no-cache --check .
-  .venv/bin/python -m pytest -p no:cacheprovider tests
+  .venv/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile tests # two at once are fast enough, more disturb Ctrl-C
   .venv/bin/python -m pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout 600 \
     --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 }

@@ -39,6 +39,11 @@ def _system_reason(error: OSError) -> str:
     return f"{name}{error.strerror or error}"
 
 
+def one_line(text: str) -> str:
+    """A text without line ends, and without what would steer a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
 def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
     """Do something for a person at a terminal: what they can mend is one line on stderr.
 
@@ -53,13 +58,13 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
     try:
         return run() or 0
     except LeverError as error:
-        reason, code = " ".join(str(error).split()), 2
+        reason, code = str(error), 2
     except OSError as error:
-        reason, code = " ".join(_system_reason(error).split()), 2
+        reason, code = _system_reason(error), 2
     except MemoryError:
         reason, code = "this takes more memory than there is", 2
     except KeyboardInterrupt:
         reason, code = interrupted, 130
     with suppress(OSError, AttributeError):  # where nothing can be said, the exit code still tells
-        sys.stderr.write(f"lever: {reason}\n")
+        sys.stderr.write(f"lever: {one_line(reason)}\n")
     return code

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lever_lib.artifacts import ROOT, json_hash, shown
 from lever_lib.bounded import read_bytes
-from lever_lib.errors import LeverError
+from lever_lib.errors import LeverError, one_line
 
 if TYPE_CHECKING:
     import httpx2
@@ -42,6 +42,7 @@ _OFFLINE = "use `search.decompose: offline`"
 _LATER = f"try later, raise timeout_s or {_OFFLINE}"
 _BACKOFF, _MOST_BACKOFF = 0.25, 8.0  # seconds before a request is sent again, doubling up to the most
 _MOST_ANSWER = 100_000  # bytes of text
+_MOST_COUNT = 10**9  # tokens, and seconds, of an answer that anybody can believe
 _MOST_BODY = 2_000_000  # bytes: such an answer with every letter escaped, and what stands around it
 _MOST_TOLD_BACK, _MOST_REASON = 10_000, 300  # letters of an answer shown again, and of a reason in a message or log
 _SECRET = 8  # letters; what is shorter is a dummy, and hiding it would hide parts of words
@@ -127,6 +128,7 @@ def converse(system: str, user: str, schema: dict, check: Callable[[Any], T], se
         for number in range(1, settings.tries + 1):
             answer = source.ask(messages, schema)
             value, reason = _judged(answer, check)
+            reason = reason and source.hide(reason)
             _LOG.info("%s, try %d: %s", settings.model, number, "accepted" if reason is None else _one_line(reason))
             if isinstance(answer, _Answer):
                 answers.append(answer)
@@ -228,6 +230,10 @@ class _Endpoint:
             _append(self._settings.record, json.dumps(line).encode() + b"\n")
         return answer
 
+    def hide(self, text: str) -> str:
+        """A text without the secrets that go out with every request."""
+        return self._access.hide(text)
+
     def close(self) -> None:
         """End the connection."""
         self._client.close()
@@ -280,7 +286,7 @@ class _Endpoint:
         # The client's errors carry the request with its key, so none of them leaves this function.
         try:
             with create(model=self._settings.model, messages=messages, timeout=timeout_s, **options) as response:
-                return _read_answer(b"".join(response.iter_bytes()))
+                body = b"".join(response.iter_bytes())
         except openai.APIStatusError as error:
             failure = _status_failure(error, self._settings.model)
             # Some endpoints stumble over what they do not know instead of refusing it.
@@ -289,6 +295,10 @@ class _Endpoint:
         except (openai.OpenAIError, httpx2.HTTPError, UnicodeError) as error:  # the last: a host that cannot be one
             cause = error.__cause__ or error
             return _Failure(f"the connection failed ({type(cause).__name__}: {cause}); {_URL} says where it goes")
+        except Exception as error:  # servers may say what no client was made for
+            return _Failure(f"the answer cannot be read ({type(error).__name__}: {error})", f"check {_URL}")
+        else:
+            return _read_answer(body)
         if not rejected:
             return failure
         self._structured = False
@@ -329,6 +339,7 @@ def _http_client(access: _Access) -> httpx2.Client:
         if response.headers.get("content-encoding", "identity") not in ("", "identity"):
             raise httpx2.DecodingError("the answer is compressed, which was not asked for")  # who knows to how much
         response.stream = Bounded(response.stream)
+        response.encoding = "utf-8"  # whatever the server calls it: some of Python's encodings are none of texts
 
     try:
         return openai.DefaultHttpxClient(
@@ -356,7 +367,7 @@ def _read_answer(body: bytes) -> _Answer | _Failure:
         return _Failure(f"the answer has no choices: {body.decode(errors='replace')}")
     usage = completion.get("usage")
     tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-    tokens = tokens if type(tokens) is int else None
+    tokens = tokens if type(tokens) is int and 0 <= tokens < _MOST_COUNT else None
     if refusal := _text(message.get("refusal")):
         return _Answer(refusal, "refusal", tokens)
     return _Answer(_text(message.get("content")), _text(choice.get("finish_reason")), tokens)
@@ -368,7 +379,7 @@ def _text(value: Any) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= _MOST_REASON else f"{line[: _MOST_REASON - 3]}..."
 
 
@@ -393,7 +404,7 @@ def _retry_after(value: str) -> float | None:
         pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -407,13 +418,26 @@ class _Access:
     login: tuple[str, str] | None = field(repr=False)
 
     def hide(self, text: str) -> str:
-        """A text without the secrets that an endpoint may have repeated in it."""
+        """A text without the secrets that an endpoint may have repeated in it, escaped and broken as may be."""
         secrets = [self.key]
         if self.login is not None:
-            secrets += [self.login[1], base64.b64encode(":".join(self.login).encode()).decode()]
+            secrets += [*self.login, base64.b64encode(":".join(self.login).encode()).decode()]
         for secret in sorted(secrets, key=len, reverse=True):
-            text = text.replace(secret, "[key]") if len(secret) >= _SECRET else text
+            text = re.sub(_repeated(secret), "[key]", text) if len(secret) >= _SECRET else text
         return text
+
+
+def _repeated(secret: str) -> str:
+    """Pattern of a secret as JSON, addresses or HTML may write it, with blanks in between."""
+    escape = r"\\{1,9}"  # JSON within JSON doubles them; no more, for every start is tried
+
+    def letter(one: str) -> str:
+        """One letter, as it is or escaped."""
+        code = f"{ord(one):x}"
+        html = rf"&#(?:0{{0,9}}{ord(one)}|[xX]0{{0,9}}(?i:{code}));"
+        return rf"(?:(?:{escape})?{re.escape(one)}|{escape}u00(?i:{code})|%(?i:{code})|{html})"
+
+    return rf"(?:\s|{escape}[nrt])*".join(map(letter, secret))
 
 
 def _find_access(model: str) -> _Access:
@@ -468,6 +492,10 @@ class _Recording:
             raise LLMError(f"{self.host}: holds no {question}; record it again with {_KEY} set")
         return self._answers[key]
 
+    def hide(self, text: str) -> str:
+        """The text: who replays has no secrets to send."""
+        return text
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -479,11 +507,15 @@ def _recorded(line: bytes, place: str) -> tuple[str, _Answer]:
         exchange = json.loads(line.decode())
         values = {name: exchange[name] for name in kinds}
         whole = all(isinstance(values[name], kind) for name, kind in kinds.items())
+        counts = [value for value in (values["tokens"], values["seconds"]) if value is not None]
+        whole = whole and not any(isinstance(value, bool) or not 0 <= value < _MOST_COUNT for value in counts)
+        whole = whole and len(values["host"]) <= _MOST_REASON and values["host"].isprintable()
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise LLMError(f"{place}: damaged; record it again with {_KEY} set")
-    return values.pop("key"), _Answer(**values)
+    texts = {name: _text(values[name]) for name in ("content", "finish_reason")}
+    return values.pop("key"), _Answer(**(values | texts))
 
 
 def _exchange_key(model: str, messages: Messages, schema: dict) -> str:

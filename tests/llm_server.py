@@ -88,9 +88,9 @@ def fails(status, message, **headers):
     return sends(status, json.dumps({"error": {"message": message, "type": "invalid_request_error"}}), **headers)
 
 
-def echoes(status, template):
+def echoes(status, template, escaped=str):
     """Sends the Authorization header back, in place of `{}`."""
-    return lambda handler: handler.send(status, template.replace("{}", handler.headers["Authorization"]))
+    return lambda handler: handler.send(status, template.replace("{}", escaped(handler.headers["Authorization"])))
 
 
 def chooses(handler):

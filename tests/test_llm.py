@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -197,6 +198,9 @@ AGAIN = {
     "no end": (floods, "longer than 2 MB"),
     "no end of an error": (floods_with(500), "longer than 2 MB"),
     "compressed": (sends(200, "{}", content_encoding="gzip"), "compressed, which was not asked for"),
+    "no encoding of a text": (sends(500, "on fire", "text/html; charset=base64"), "on fire"),
+    "nor of bytes": (sends(500, "on fire", "text/html; charset=rot13"), "on fire"),
+    "what steers a terminal": (sends(500, "\x1b]0;on\x07 fire", "text/html"), "]0;on fire"),
 }
 
 
@@ -288,7 +292,11 @@ def test_too_long_a_wait_is_not_begun(access, told):
 
 
 @pytest.mark.parametrize(
-    "told", ["", "soon", "-5", "nan", "0", formatdate(0, usegmt=True), "Fri, 99 Foo 2026 00:00:00 GMT"]
+    "told",
+    [
+        *("", "soon", "-5", "nan", "0", formatdate(0, usegmt=True), "Fri, 99 Foo 2026 00:00:00 GMT"),
+        *("Mon, 01 Jan 99999999999 00:00:00", "Mon, 01 Jan 2024 00:00:00 +99999999999999999999"),
+    ],
 )
 def test_a_wait_that_makes_no_sense_is_a_short_one(access, hasty, told):
     with LLMServer(fails(429, "slow down", retry_after=told), says(GOOD)) as server:
@@ -502,6 +510,11 @@ ECHOES = {
     "refused answer": echoes(200, answer_with('{"n": "{}"}')),
     "odd end": echoes(200, json.dumps(completion(None, finish_reason="{}"))),
     "declined": echoes(200, json.dumps(completion(None, refusal="{}"))),
+    "escaped": echoes(
+        200, answer_with('{"n": "{}"}'), lambda text: text.replace("s", "\\\\u0073").replace("p", "\\\\u0070")
+    ),
+    "escaped by others": echoes(401, "<p>{}</p>", lambda text: text.replace("s", "&#x73;").replace("p", "%70")),
+    "broken": echoes(401, "{}", lambda text: text[:12] + "\n" + text[12:]),
 }
 
 
@@ -633,6 +646,10 @@ DAMAGES = {
     "a list": lambda line: b"[]",
     "no content": lambda line: line.replace(b'"content": "{', b'"contents": "{'),
     "a wrong kind": lambda line: line.replace(b'"tokens": 10', b'"tokens": "10"'),
+    "a negative count": lambda line: line.replace(b'"tokens": 10', b'"tokens": -10'),
+    "more than all time": lambda line: re.sub(rb'"seconds": [^,}]+', b'"seconds": 1' + b"0" * 400, line),
+    "no number": lambda line: re.sub(rb'"seconds": [^,}]+', b'"seconds": NaN', line),
+    "two lines in one": lambda line: line.replace(b'"host": "', b'"host": "\\n'),
 }
 
 
@@ -645,6 +662,13 @@ def test_a_damaged_line_is_named(access, tmp_path, damage, number):
     lines[number - 1] = damage(lines[number - 1])
     file.write_bytes(b"\n".join(lines) + b"\n")
     assert f"exchanges.jsonl, line {number}: damaged" in refusal(replay=file)
+
+
+def test_half_letters_of_a_recording_are_no_letters(access, tmp_path):
+    with LLMServer(says(GOOD)) as server:
+        _, file = recorded(tmp_path, server, access)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"content": "\ud800"}))
+    assert "holds no answer" in refusal(replay=file), "to what it is told back"
 
 
 def test_a_recording_that_cannot_be_written_is_found_out_before_asking(access, tmp_path):
