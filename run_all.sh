@@ -18,6 +18,7 @@ esac
 here=$(readlink -f "${BASH_SOURCE[0]}")
 cd "$(dirname "$here")"
 
+trap 'echo "run_all.sh: interrupted; run the same command again to go on" >&2; exit 130' INT
 die() { echo "run_all.sh: $1" >&2; exit 2; }
 
 usage() { sed -n '2,11s/^# \{0,1\}//p' "$here"; }
@@ -32,7 +33,10 @@ installed_here() {
 set_up() {
   local stamp=.venv/requirements.sha256 wanted python=${PYTHON:-python3}
   command -v "$python" >/dev/null || die "no $python found; install Python 3.11 or newer"
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version) is too old; needs 3.11 or newer"
+  "$python" -c 'import sys; sys.exit(3 * (sys.version_info < (3, 11)))' || {
+    (($? == 3)) && die "$("$python" --version) is too old; needs 3.11 or newer"
+    die "$python does not start; does PYTHONHOME or the like in the environment mislead it?"
+  }
   wanted=$(cat requirements.txt pyproject.toml | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
   ready() { [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && installed_here; }
   if ready; then return; fi

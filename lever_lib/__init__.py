@@ -8,7 +8,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
+from lever_lib.errors import leave_if_interrupted
+
+leave_if_interrupted()
+
+import gymnasium  # noqa: E402  what takes long to import comes after
 
 if TYPE_CHECKING:
     from lever_lib.api import open_library

@@ -65,7 +65,8 @@ def keep(records: Sequence[PolicyRecord], layouts: Sequence[Layout], library: Li
 def added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[Layout]]:
     """All policies that were added to a library, and the layouts that came with them.
 
-    What was added to another world than the library now has is left out, with a warning.
+    What was added to another world than the library now has, or has a name that the library now uses itself, is left
+    out, with a warning.
 
     Raises:
         MissingArtifactError: if a file is missing or damaged.
@@ -77,6 +78,7 @@ def added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[
 def _added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[Layout]]:
     records: list[PolicyRecord] = []
     layouts: dict[str, Layout] = {}
+    own_names = set(library.policies["policy_id"])
     for name, entry in sorted(_batches(outputs).items()):
         damaged = damaged_files(outputs.folder, entry)
         if damaged:
@@ -97,9 +99,11 @@ def _added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list
             raise MissingArtifactError(f"{batch}; remove {json.dumps(name)} with `remove`") from None
         for record, seconds, world in timed:
             known = record.seed in worlds and _world(worlds[record.seed]) == world
-            if not known or record.library not in library.params.libraries:
-                text = "%s: policy %s was added to another world and is left out; remove it with `remove`"
-                logging.getLogger(__name__).warning(text, library.spec, record.policy_id)
+            fits = known and record.library in library.params.libraries
+            if not fits or record.policy_id in own_names:
+                reason = "the library has its own of that name" if fits else "it was added to another world"
+                text = "%s: policy %s is left out, as %s; remove it with `remove`"
+                logging.getLogger(__name__).warning(text, library.spec, record.policy_id, reason)
                 continue
             records.append(replace(record, train_seconds=seconds))
             if record.seed in own:

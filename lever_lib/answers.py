@@ -92,7 +92,8 @@ def in_words(opened: OpenLibrary, answer: Answer, show_all: bool) -> str:
     for sub_query, table in zip(answer.sub_queries, answer.candidates, strict=True):
         found = candidates(opened, table)
         lines += ["", sub_query, _in_full(found) if show_all else _in_short(found)]
-    lines += ["", _legend(), "", verdict(answer), answer.layout.drawn(answer.cells)]
+    legend = _legend(opened.params.regressor.interval_level)
+    lines += ["", legend, "", verdict(answer), answer.layout.drawn(answer.cells)]
     return "\n".join(lines)
 
 
@@ -127,10 +128,10 @@ def _in_full(found: pd.DataFrame) -> str:
     return "\n\n".join(row.to_string(float_format="{:.4g}".format) for _, row in found.iterrows())
 
 
-def _legend() -> str:
+def _legend(level: float) -> str:
     return (
-        "predicted, interval: return for what is asked, and where it lies nine times in ten; return, share: measured "
-        "for what\nthe policy was trained for, and its share of the optimum; energy: joules of its training"
+        f"predicted, interval: return for what is asked, and where it lies in {level:.0%} of cases; return, share: "
+        "measured for what\nthe policy was trained for, and its share of the optimum; energy: joules of its training"
     )
 
 

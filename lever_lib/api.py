@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -114,6 +115,8 @@ class Answer:
 
     def save(self, path: str | Path) -> None:
         """Write the composed policy as `.npz`; `lever_lib.load_policy` reads it."""
+        if not isinstance(path, str | os.PathLike):
+            raise LeverError(f"path = {path!r}: must be the name of a file")
         self.recipe.save(path)
 
 
@@ -292,6 +295,8 @@ class OpenLibrary:
         """
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise LeverError(f"count = {count!r}: must be a whole number, at least 1")
+        if not isinstance(filters, Filters | None):
+            raise LeverError(f"filters = {filters!r}: must be Filters")
         found = self.retriever.like(policy_id, len(self.library.policies), filters)
         if library is not None:
             budgets = self.library.policies["library"].to_numpy()[found["row"]]
@@ -450,6 +455,8 @@ def open_library(spec: str = "8x8", root: str | Path | None = None) -> OpenLibra
     Raises:
         LeverError: if the spec is unknown, or a stage is absent, damaged or out of date.
     """
+    if not isinstance(root, str | os.PathLike | None):
+        raise LeverError(f"root = {root!r}: must be the name of a folder")
     params = load_params(spec)
     outputs = Outputs(spec, params, Path(root) if root else None)
     with outputs.reading():

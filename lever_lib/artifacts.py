@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -48,6 +49,11 @@ SCALE = "scale"  # likewise, of text search at sizes that no library here has
 LADDER = "ladder"  # likewise, of what changes when a library does
 ADDED = "added"  # likewise, of policies that somebody added; one entry per batch, `added/...`
 LASTING = (STUDY, MODEL, DEEP, SCALE, LADDER, ADDED)
+# What runs write into a spec's folder; anything else there is somebody's own.
+WRITTEN = (
+    *("library", "pi2vec", "regressor", "search", "composition", "results", "figures", "notebooks"),
+    *(MANIFEST, PARAMS, ".sentences.sqlite*", ".*.writing", ".*.old", ".*.done", *(f".{name}-*" for name in LASTING)),
+)
 # What a published spec keeps in git, by path within its folder; `.gitignore` says the same. Everything else is bulky
 # and comes back by running.
 PUBLISHED = (
@@ -320,7 +326,7 @@ class Outputs:
         target = self.folder / name
         old = target.with_name(f".{target.name}.old")
         target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _delete(old)
         with hold(self.folder, PUBLISH):
             if not (self.folder / MANIFEST).is_file():
                 _write_manifest(self.folder, {})  # without one, what is there now was not put there by us
@@ -329,14 +335,13 @@ class Outputs:
                 target.rename(old)
             draft.rename(target)
             self.enter(name, entry)
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # a later run sweeps it
+            _delete(old)
 
     def enter(self, name: str, entry: dict[str, Any]) -> None:
         """Add an entry to the manifest, and put the resolved params beside it."""
         with hold(self.folder, PUBLISH):
-            stages = self.manifest() | {name: entry}
-            write_whole(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
-            _write_manifest(self.folder, stages)
+            self._write_params_and(self.manifest() | {name: entry})
 
     def check_manifest(self) -> None:
         """Refuse to go on where studies are that nothing tells of: a new manifest would forget them.
@@ -362,17 +367,18 @@ class Outputs:
             made_of = {name: self.made_of(name) or "" for name in LASTING}
             found += [self.folder / f".{name}-{made[:16]}" for name, made in made_of.items() if made]
             for path in found:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                _delete(path)
 
     def restore_params(self) -> None:
         """Write the resolved params again if what is beside the manifest is not what was written."""
         with hold(self.folder, PUBLISH):
             if "params" in examine(self.folder):
-                write_whole(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
-                _write_manifest(self.folder, self.manifest())
+                self._write_params_and(self.manifest())
+
+    def _write_params_and(self, stages: dict[str, Any]) -> None:
+        make_way(self.folder / PARAMS)
+        write_whole(self.folder / PARAMS, yaml.safe_dump(resolved(self.params), sort_keys=False))
+        _write_manifest(self.folder, stages)
 
     def forget(self, *names: str) -> None:
         """Take entries out of the manifest."""
@@ -403,7 +409,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         return {"params": None, "stages": {}}
     try:
         content = json.loads(read_bytes(path))
@@ -415,7 +421,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                 raise TypeError
             if not _HASH.fullmatch(entry.get("made_of", "0" * 64)) or not all(map(_is_inside, (name, *entry["files"]))):
                 raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # or no file
         raise MissingArtifactError(
             f"{shown(path)}: not a readable manifest; take it from git, or delete the folder and run again"
         ) from None
@@ -436,7 +442,7 @@ def made_up(folder: Path, stage: Stage, file: str, rule: str) -> MissingArtifact
 
 def orphans(folder: Path) -> list[str]:
     """Folders of studies that hold something, where there is no manifest."""
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).exists():
         return []
     return [name for name in LASTING if (folder / name).is_dir() and any((folder / name).iterdir())]
 
@@ -468,7 +474,7 @@ class Condition(NamedTuple):
 def examine(folder: Path) -> dict[str, Condition]:
     """Compare the files of a spec with its manifest, entry by entry; only the manifest if that is at fault."""
     manifest = folder / MANIFEST
-    if not manifest.is_file():
+    if not manifest.exists():
         orphaned = folder.is_dir() and any(
             path.is_dir() and path.name not in LASTING and not path.name.startswith(".") for path in folder.iterdir()
         )
@@ -479,11 +485,11 @@ def examine(folder: Path) -> dict[str, Condition]:
     except MissingArtifactError:
         return {"manifest": Condition(True, [], [manifest])}
     found, entries, params = {}, content["stages"], folder / PARAMS
-    if content["params"] is not None and (not params.is_file() or file_hash(params) != content["params"]):
+    if content["params"] is not None and not _intact(params, content["params"]):
         found["params"] = Condition(True, [], [params]) if params.is_file() else Condition(True, [params], [])
     for name, entry in entries.items():
         bulky = [file for file in entry["files"] if not is_published(file)]
-        built = not bulky or any((folder / file).is_file() for file in bulky)
+        built = not bulky or any((folder / file).exists() for file in bulky)
         wrong = [path for path in damaged_files(folder, entry) if built or is_published(str(path.relative_to(folder)))]
         missing = [path for path in wrong if not path.is_file()]
         found[name] = Condition(built, missing, [path for path in wrong if path.is_file()])
@@ -491,7 +497,7 @@ def examine(folder: Path) -> dict[str, Condition]:
 
 
 def clear(folder: Path) -> None:
-    """Delete all that a run wrote into a spec's folder. Studies take long and stay.
+    """Delete all that runs wrote into a spec's folder. Studies take long and stay, as does what is somebody's own.
 
     Raises:
         LeverError: if a run is going on, or the manifest is damaged and studies would be lost with it.
@@ -502,22 +508,22 @@ def clear(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
+    written = list(WRITTEN)
     try:
-        kept = {name: entry for name, entry in read_manifest(folder).items() if outlives_runs(name)}
+        stages = read_manifest(folder)
+        kept = {name: entry for name, entry in stages.items() if outlives_runs(name)}
+        written += stages.keys() - kept.keys()
     except MissingArtifactError:
         if any((folder / name).is_dir() for name in LASTING):  # nothing else knows what they hold
             raise
         kept = {}
-    (folder / PARAMS).unlink(missing_ok=True)
+    _delete(folder / PARAMS)
     if kept:
         _write_manifest(folder, kept)  # first, so that whatever happens now they are known
     for path in folder.iterdir():
-        if path.name in LASTING or (kept and path.name == MANIFEST):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        ours = any(fnmatchcase(path.name, pattern) for pattern in written)
+        if ours and not (kept and path.name == MANIFEST):
+            _delete(path)
     if not any(folder.iterdir()):
         if folder.is_symlink():
             folder.unlink()
@@ -527,11 +533,29 @@ def _clear(folder: Path) -> None:
 
 def damaged_files(folder: Path, entry: dict[str, Any]) -> list[Path]:
     """Files of a manifest entry that are missing or do not have their checksum."""
-    return [
-        folder / name
-        for name, checksum in sorted(entry["files"].items())
-        if not (folder / name).is_file() or file_hash(folder / name) != checksum
-    ]
+    return [folder / name for name, checksum in sorted(entry["files"].items()) if not _intact(folder / name, checksum)]
+
+
+def _intact(path: Path, checksum: str) -> bool:
+    """Whether a file can be read and has its checksum."""
+    try:
+        return path.is_file() and file_hash(path) == checksum
+    except OSError:
+        return False
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, a folder with all that is in it, or a link, whatever it leads to; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def make_way(path: Path) -> None:
+    """Delete what stands where a run is to write a file, if it is a folder."""
+    if path.is_dir():
+        _delete(path)
 
 
 def file_hash(path: Path) -> str:
@@ -554,7 +578,8 @@ def source_hash(module: str) -> str:
             continue
         seen[name] = SOURCES[path]
         waiting += [found for found in _imports(seen[name]) if found.startswith(f"{package.name}.")]
-    for path in sorted([*(package / "data").glob("*.safetensors"), *(package / "data").glob("*.yaml")]):
+    patterns = ("*.safetensors", "*.yaml", "published_*.csv")
+    for path in sorted(path for pattern in patterns for path in (package / "data").glob(pattern)):
         if any(path.name.encode() in text for text in seen.values()):
             seen[path.name] = path.read_bytes()
     return _sha256(b"\0".join(name.encode() + b"\0" + text for name, text in sorted(seen.items())))
@@ -598,7 +623,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     if "\0" in str(path) or (path.exists() and not path.is_file()):
         raise LeverError(f"{str(path)!r}: cannot be written: is no name of a file")
-    draft = path.with_name(f".{path.name}.writing")
+    draft = path.with_name(f".{_sha256(path.name.encode(errors='surrogatepass'))[:16]}.writing")  # a name may be long
     with writing_to(shown(path)):
         try:
             draft.write_bytes(content.encode() if isinstance(content, str) else content)

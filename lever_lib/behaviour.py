@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
 
 from lever_lib.envs.features import SLICES
 from lever_lib.envs.gridworld import Layout, States
@@ -151,6 +152,26 @@ def _distances(
     for name, part in SLICES.items():
         vectors = standardised(mean[:, part])
         yield ("features", name), cdist(vectors, vectors) if vectors.size else np.zeros((len(rows), len(rows)))
+
+
+def plane(vectors: np.ndarray) -> tuple[np.ndarray, float]:
+    """The two directions in which standardised embeddings differ most.
+
+    Args:
+        vectors: of policies, float (P, D).
+
+    Returns:
+        Coordinates, float (P, 2), zero in a direction in which nothing differs, and the share of the variance that
+        they show.
+    """
+    features = standardised(vectors) if len(vectors) else vectors
+    points = np.zeros((len(features), 2))
+    count = min(2, len(features) - 1, features.shape[1])
+    if count < 1:
+        return points, 1.0
+    projection = PCA(n_components=count)
+    points[:, :count] = projection.fit_transform(features)
+    return points, float(projection.explained_variance_ratio_.sum())
 
 
 # ---- agreement

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lever_lib.errors import LeverError
 
+LONGEST = 10_000  # letters of a question, and of a policy's description
 _MOST = 2**28  # bytes of a text: params, questions, recordings, what is in a manifest
 
 

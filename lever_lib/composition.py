@@ -159,6 +159,8 @@ def register(
         by_behaviour: see `Method`.
         least_visits: see `Method`.
     """
+    if not isinstance(name, str) or not name.isprintable() or not name.strip():
+        raise LeverError(f"name = {name!r}: must be a line of text")
     if rung not in range(4):
         raise LeverError(f"rung = {rung}: must be 0, 1, 2 or 3")
     if not isinstance(least_visits, int) or least_visits < 1:
@@ -166,6 +168,8 @@ def register(
 
     def add(compose: Callable[..., Policy]) -> Callable[..., Policy]:
         """Enter the function in `METHODS` and leave it as it is."""
+        if not callable(compose):
+            raise LeverError(f"method {name!r}: {compose!r} is no function")
         known = METHODS.get(name)
         if known and known.compose.__module__ == __name__ != compose.__module__:
             raise LeverError(f"method {name!r}: is built in; choose another name")

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lever_lib import llm
-from lever_lib.artifacts import ROOT
+from lever_lib.artifacts import ROOT, file_hash
+from lever_lib.bounded import LONGEST
 from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.errors import LeverError
-from lever_lib.params import LanguageModel
+from lever_lib.params import LanguageModel, Params
 from lever_lib.recognise import Reading, meant_by, recognise
 
-LONGEST = 10_000  # letters of a question
 OFFLINE = "offline"  # who answers where no language model was asked
 
 _TASK = """\
@@ -253,6 +253,12 @@ def _settings(model: LanguageModel) -> llm.Settings:
     """Params as the door to the model wants them; files are looked for from the repository's root."""
     record, replay = (None if path is None else ROOT / path for path in (model.record, model.replay))
     return llm.Settings(model.model, model.timeout_s, model.tries, record, replay)
+
+
+def recording_hash(params: Params) -> str | None:
+    """Checksum of the recording that splits questions in a model's place; None if there is none, or none is wanted."""
+    path = _settings(params.llm).replay if params.search.decompose == "llm" else None
+    return file_hash(path) if path is not None and path.is_file() else None
 
 
 def _chosen(answer: Any, pool: tuple[str, ...], count: int | None) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +46,19 @@ def one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
+def leave_if_interrupted() -> None:
+    """Let Ctrl-C end the programs of this package without a traceback while they are being loaded."""
+    programs = [["-m", "lever_lib"], ["-m", "lever_lib.start"]]
+    if sys.orig_argv[1:3] in programs and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(*_: object) -> None:
+    with suppress(OSError):
+        os.write(2, b"lever: interrupted before anything was done\n")
+    os._exit(130)
+
+
 def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
     """Do something for a person at a terminal: what they can mend is one line on stderr.
 
@@ -55,6 +70,8 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
         What `run` returned, or 0, if it went well; 2 after an error of the caller's or of the system's, 130 after
         Ctrl-C.
     """
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run() or 0
     except LeverError as error:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,12 @@ from lever_lib import library as library_stage
 from lever_lib.artifacts import Outputs, Stage
 from lever_lib.certificate import certify
 from lever_lib.composition import METHODS, Method, Pool, everyday_methods
-from lever_lib.decompose import decompose
+from lever_lib.decompose import decompose, recording_hash
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
 from lever_lib.files import read_csv
 from lever_lib.jobs import run_jobs
-from lever_lib.params import Execution
+from lever_lib.params import Execution, Params, resolved
 from lever_lib.pi2vec import Embedder
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy
@@ -39,7 +40,9 @@ STAGE = Stage(
     params=("grid", "search", "llm", "sarsa.alpha", "pi2vec"),
     upstream=(library_stage.STAGE, pi2vec.STAGE, regressor.STAGE, index.STAGE),
     module="lever_lib.experiment",
+    outside=lambda outputs: recording_hash(outputs.params),
 )
+_SEARCH_READ = ("encoder", "decompose", "candidates", "top_k")
 
 KEY_COLUMNS = ["spec", "library", "seed", "query_class", "setup", "query", "strategy", "method"]
 RESULT_COLUMNS = [
@@ -174,6 +177,18 @@ def build_results(retriever: Retriever, outputs: Outputs, overwrite: bool = Fals
             execution = retriever.library.params.execution
             run_experiment(experiment_jobs(retriever), execution, "composing").write(folder)
     return load_results(outputs)
+
+
+def search_settings(params: Params) -> dict[str, Any]:
+    """The params that decide what is found for the published questions, and with them all answers.
+
+    They are well above any gate, and known word for word.
+    """
+    settings = resolved(params)
+    found = {name: settings["search"][name] for name in _SEARCH_READ}
+    if params.search.decompose == "llm":
+        found |= {"llm": settings["llm"], "recording": recording_hash(params)}
+    return found
 
 
 def run_experiment(jobs: list[ExperimentJob], execution: Execution, label: str) -> Tables:

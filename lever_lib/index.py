@@ -7,6 +7,7 @@ stays small, and equal cosines are an explicit tie to be broken by predicted ret
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -66,6 +67,10 @@ class TextIndex:
         """Distinct sentences by id."""
         return self.postings.drop_duplicates("sentence_id").sort_values("sentence_id")["sentence"].tolist()
 
+    def encode(self, sentences: Sequence[str]) -> np.ndarray:
+        """Unit vectors of sentences by the encoder of this index, float32 (n, W)."""
+        return encode(sentences, self.settings.encoder, self.settings.trust_remote_code)
+
     def search(self, queries: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All allowed sentences by falling cosine.
 
@@ -117,7 +122,7 @@ def extend(index: TextIndex, library: Library) -> TextIndex:
     known |= {sentence: len(known) + number for number, sentence in enumerate(fresh)}
     grown = index.index
     if fresh:
-        grown = vectors.appended(grown, encode(fresh, index.settings.encoder, index.settings.trust_remote_code))
+        grown = vectors.appended(grown, index.encode(fresh))
     return _with(
         index,
         grown,

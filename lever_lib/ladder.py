@@ -24,7 +24,15 @@ from lever_lib.columns import read_described, write_tables
 from lever_lib.composition import METHODS, Method, Pool
 from lever_lib.envs.gridworld import MOVE_SETS, make_layout
 from lever_lib.envs.rewards import COMPONENTS, REWARD_SYSTEMS, SINGLE_OBJECTIVES, Component, reward_system
-from lever_lib.experiment import ExperimentJob, experiment_jobs, question, read_table, result, single_returns
+from lever_lib.experiment import (
+    ExperimentJob,
+    experiment_jobs,
+    question,
+    read_table,
+    result,
+    search_settings,
+    single_returns,
+)
 from lever_lib.files import read_csv
 from lever_lib.generalisation import load_table, published_regressor
 from lever_lib.index import build_index
@@ -67,13 +75,14 @@ FURTHER = {
 
 
 @contextmanager
-def further_objectives() -> Iterator[None]:
-    """Put two more objectives into the reward table, and take them out again."""
-    COMPONENTS.update(FURTHER)
+def further_objectives() -> Iterator[list[str]]:
+    """Put two more objectives into the reward table, by names that are free there; take them out again."""
+    further = {f"further_{name}" if name in COMPONENTS else name: found for name, found in FURTHER.items()}
+    COMPONENTS.update(further)
     try:
-        yield
+        yield list(further)
     finally:
-        for name in FURTHER:
+        for name in further:
             del COMPONENTS[name]
 
 
@@ -199,6 +208,7 @@ def answers(job: ExperimentJob) -> list[dict]:
 
 def _key(params: Params) -> str:
     settings = {name: value for name, value in resolved(params).items() if name in _READ}
+    settings["search"] = search_settings(params)
     del settings["pi2vec"]["device"]  # where something is computed changes nothing
     return json_hash(settings)
 
@@ -250,8 +260,8 @@ def measure(job: LadderJob) -> list[dict]:
         if other is not job.params:
             records = _trained(other, job.seed, REWARD_SYSTEMS, last)
         rows += _compose((other, job.seed), records, ASKED, change, value)
-    with further_objectives():
-        objectives = (*SINGLE_OBJECTIVES, *FURTHER)
+    with further_objectives() as further:
+        objectives = (*SINGLE_OBJECTIVES, *further)
         records = _snapshots(_trained(params, job.seed, objectives, last), len(job.params.sarsa.snapshots))
         for count in range(2, len(objectives) + 1):
             rows += _compose(world, records, ("-".join(objectives[:count]),), "objectives", count)

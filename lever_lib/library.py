@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lever_lib.artifacts import Outputs, Stage, file_hash, made_up, shown
+from lever_lib.bounded import LONGEST
 from lever_lib.energy import UNKNOWN, Meter, policy_joules
 from lever_lib.envs.gridworld import ACTIONS, Layout, make_layout, memory_count, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
@@ -276,8 +277,9 @@ def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[s
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or "+" in name or name in known:
         raise LeverError(f"policy_id {name!r}: must be new text, not empty, printable and without '+'")
     words = record.description
-    if not isinstance(words, str) or not words.strip() or not words.isprintable():
-        raise LeverError(f"description of policy {name!r}: must be words in one line, is {words!r}")
+    if not isinstance(words, str) or not words.strip() or not words.isprintable() or len(words) > LONGEST:
+        rule = f"must be words in one line, {LONGEST:,} letters at most"
+        raise LeverError(f"description of policy {name!r}: {rule}, is {str(words)[:60]!r}")
     if reward_system(record.setup).name != record.setup:
         raise LeverError(f"setup {record.setup!r} of policy {name!r}: is called {reward_system(record.setup).name!r}")
     if record.seed not in layouts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -30,10 +31,12 @@ from lever_lib.artifacts import (
     file_hash,
     json_hash,
     lasting_files,
+    make_way,
     read_manifest,
     shown,
     source_hash,
 )
+from lever_lib.decompose import recording_hash
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError, MissingArtifactError, exit_code, writing_to
 from lever_lib.locks import PUBLISH, RUN, hold
@@ -88,6 +91,7 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     try:
         with writing_to(shown(target)):
             failed.unlink(missing_ok=True)
+            make_way(target)
             _execute(path, draft, failed, spec)
             _strip_traces(draft)
         if load_params(spec) != params:
@@ -96,7 +100,7 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    with hold(outputs.folder, PUBLISH):
+    with hold(outputs.folder, PUBLISH), writing_to(shown(target)):
         outputs.forget(entry_name)
         draft.replace(target)
         drawn = []
@@ -117,6 +121,7 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say comes as an exception too
+    prefer_own_kernel()
     try:
         papermill.execute_notebook(
             str(path),
@@ -138,9 +143,18 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
         raise LeverError(
             f"notebook {path.name} failed for spec {spec}: its kernel died, perhaps for want of memory"
         ) from None
+    except RuntimeError as error:  # of nbclient and jupyter_client
+        reason = " ".join(str(error).split())
+        raise LeverError(f"notebook {path.name} failed for spec {spec}: its kernel did not start: {reason}") from None
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that nobody waits for any more
         raise
+
+
+def prefer_own_kernel() -> None:
+    """Let `python3`, of all kernels that may be called so, be the one of this very Python."""
+    places = [str(Path(sys.prefix, "share", "jupyter")), *filter(None, [os.environ.get("JUPYTER_PATH")])]
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(dict.fromkeys(places))
 
 
 def _strip_traces(path: Path) -> None:
@@ -174,6 +188,8 @@ def _key(path: Path, cells: list[tuple[str, str]], outputs: Outputs) -> str:
         "cells": cells,
         "params": resolved(outputs.params),
         "sources": {name: source_hash(name) for name in imported},
+        "data": {path.name: file_hash(path) for path in sorted((ROOT / "lever_lib" / "data").iterdir())},
+        "recording": recording_hash(outputs.params),
         "study": [file_hash(file) for file in study_files(outputs)] if "lever_lib.study" in imported else [],
         **{name: _lasting(name, outputs) for name, module in _SHOWN.items() if module in imported},
         "stages": {name: files for name, files in stages.items() if not upstream or name in upstream},

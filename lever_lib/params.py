@@ -27,7 +27,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _ADDRESS = re.compile(r"tcp://[^\s/:]+:[0-9]{1,5}")
 _SPEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # of a file, too
 MOST_CELLS_A_SIDE = 128
-_MOST = 10_000_000  # bytes of a params file
+_MOST = 1_000_000  # bytes of a params file
 _PathName = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 
@@ -92,7 +92,7 @@ class Pi2Vec:
     """Policy embeddings: mean successor features over canonical states."""
 
     method: Literal["exact", "network"] = "exact"  # followed along paths, or learned from transitions
-    gamma: float = Field(0.99, ge=0, lt=1)  # discount of the embedding, nowhere else
+    gamma: float = Field(0.99, gt=0, lt=1)  # discount of the embedding, nowhere else
     canonical_states: int = Field(128, ge=1, le=10_000)  # K per layout
     learner: Literal["improved", "published"] = "improved"  # of a network
     device: str = Field("cpu", min_length=1)  # of a network: cpu, cuda, ...
@@ -118,7 +118,7 @@ class Search:
     index: Literal["auto", "flat", "hnsw", "ivf"] = "auto"  # by the number of distinct sentences, or always this
     candidates: int = Field(5, ge=2, le=100)  # per sub-query, what `exhaustive` combines
     top_k: int = Field(3, ge=1, le=100)  # of these, what `hybrid` combines
-    cosine_gate: float | None = Field(None, ge=-1, le=1)  # hits below it are no answer; null: calibrated per encoder
+    cosine_gate: float | None = Field(None, ge=-1, le=0.99)  # hits below it are no answer; null: calibrated per encoder
 
     @model_validator(mode="after")
     def _top_k_within_candidates(self) -> Search:
@@ -245,6 +245,9 @@ class Params:
             raise ValueError(
                 f"libraries = {list(self.libraries)} must be at least one name of letters, digits, '.', '_' or '-'"
             )
+        order = sorted(self.libraries, key=lambda name: (self.libraries[name].episodes, name))
+        if order != list(self.libraries):  # which one comes last means something, and mappings are compared without it
+            raise ValueError(f"libraries = {list(self.libraries)} must be in the order of their episodes: {order}")
         for name, budget in self.libraries.items():
             marks = snapshot_episodes(self, name)
             if marks[0] < 1 or len(set(marks)) != len(marks):

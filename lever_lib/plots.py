@@ -7,7 +7,8 @@ and their legends stand below, so that a phone shows them at a readable size.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec
 
@@ -50,13 +51,22 @@ _SHAPES = {
 Arguments = ParamSpec("Arguments")
 
 
+@contextmanager
+def _style() -> Iterator[None]:
+    """The project's style, whatever the caller's own figures look like."""
+    with plt.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
 def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     """Draw in the project's style without changing the style of the caller's own figures."""
 
     @wraps(draw)
     def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
         """Draw, in the project's style."""
-        with plt.rc_context(STYLE):
+        with _style():
             figure = draw(*args, **kwargs)
             interactive = plt.isinteractive()
         # Notebooks switch this on with their first figure; without it no later figure would be shown.
@@ -78,7 +88,8 @@ def save_figure(figure: Figure, outputs: Outputs, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None})):
         drawn = io.BytesIO()
-        figure.savefig(drawn, format=ending, metadata=metadata, dpi=STYLE["savefig.dpi"])
+        with _style():
+            figure.savefig(drawn, format=ending, metadata=metadata)
         write_whole(folder / f"{name}.{ending}", smaller(drawn.getvalue()) if ending == "png" else drawn.getvalue())
 
 

@@ -104,12 +104,14 @@ def meant_by(sentence: str, memory: Path | None = None) -> tuple[str, ...]:
 
 
 def check_sentences() -> None:
-    """Refuse a component whose sentence would be misunderstood: nobody could ask for it.
+    """Refuse a component that nobody could ask for: its sentence is misunderstood, or its name cannot be joined.
 
     Raises:
         LeverError: naming the component.
     """
     for name, component in COMPONENTS.items():
+        if not re.fullmatch(r"[^\W\d_]\w*", name):
+            raise LeverError(f"component {name!r}: its name must be a letter, and letters, digits or '_' after it")
         named = {mention.component for mention in mentions(component.sentence) if mention.wanted}
         if named != {name}:
             raise LeverError(

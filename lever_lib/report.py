@@ -316,13 +316,13 @@ def all_seconds(timings: pd.DataFrame, spec: str) -> pd.DataFrame:
 
 
 def _published(name: str, spec: str) -> pd.DataFrame:
-    with files("lever_lib").joinpath(f"data/published_{name}.csv").open(encoding="utf-8") as file:
+    with files("lever_lib").joinpath(f"data/{name}").open(encoding="utf-8") as file:
         return pd.read_csv(file, dtype={"seed": str}).query("spec == @spec").drop(columns="spec")
 
 
 def _published_seconds(spec: str) -> pd.DataFrame:
     """Mean published seconds by library and query class, and over all of either."""
-    rows = _published("averages", spec).dropna(subset="published_seconds")
+    rows = _published("published_averages.csv", spec).dropna(subset="published_seconds")
     value = rows["published_seconds"] + rows["published_seconds_decompose"].fillna(0)
     rows = rows.assign(total=rows["published_seconds"] * rows["rows"], whole=value * rows["rows"])
     parts = []
@@ -356,7 +356,7 @@ def published_comparison(results: pd.DataFrame, spec: str, grid: Grid) -> pd.Dat
         Columns `setup, library, seed, query_class, strategy, method, published_return, return, agrees`; `return` is nan
         where the run has no such row, and agreement is to the cent.
     """
-    published = _published("exnonzero", spec)
+    published = _published("published_exnonzero.csv", spec)
     keys = ["setup", "library", "seed", "query_class", "strategy", "method"]
     if same_exit_rule(spec, grid):
         table = published.merge(results[[*keys, "return"]], on=keys, how="left")
@@ -388,7 +388,7 @@ def published_averages(shares: pd.DataFrame, spec: str, params: Params) -> pd.Da
         Columns `method, library, query_class, strategy, rows, published_return, published_optimum, published_share,
         return, return_low, return_high, optimum, share_of_averages`; `strategy` holds `scratch` too.
     """
-    published = _published("averages", spec)
+    published = _published("published_averages.csv", spec)
     setups = {query.query_class: [] for query in experiment.QUERIES}
     for query in experiment.QUERIES:
         setups[query.query_class].append(query.setup)

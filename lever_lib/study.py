@@ -41,7 +41,7 @@ from lever_lib.envs.features import feature_count
 from lever_lib.envs.gridworld import make_layout, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError, exit_code
-from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment
+from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment, search_settings
 from lever_lib.generalisation import Findings, joined, load_table, save_table
 from lever_lib.ladder import run_ladder
 from lever_lib.locks import RUN, hold
@@ -63,7 +63,6 @@ _ROW_COLUMNS = [
     *("scratch_return", "best_single_return", "predicted_return", "stuck"),
 ]
 _READ = ("grid", "seeds", "root_seed", "libraries", "sarsa", "pi2vec", "regressor", "search", "study")
-_SEARCH_READ = ("encoder", "decompose", "candidates", "top_k")
 _MODEL_READ = ("grid", "root_seed", "libraries", "sarsa", "pi2vec")
 _TABLE, _LEARNED = "table.npz", "learned.npz"
 
@@ -139,8 +138,8 @@ def _key(params: Params, read: tuple[str, ...] = _READ) -> str:
     del settings["pi2vec"]["device"]  # where something is computed changes nothing
     if params.pi2vec.method == "exact":
         del settings["pi2vec"]["learner"]  # nothing is learned
-    if "search" in settings:  # the published questions are well above any gate, and known word for word
-        settings["search"] = {name: settings["search"][name] for name in _SEARCH_READ}
+    if "search" in settings:
+        settings["search"] = search_settings(params)
     return json_hash(settings)
 
 

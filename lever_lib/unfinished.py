@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from typing import TypeVar
 import numpy as np
 
 from lever_lib.artifacts import Outputs, file_hash, shown
+from lever_lib.bounded import read_bytes
 from lever_lib.errors import LeverError, writing_to
 from lever_lib.params import Deep
 
 Found = TypeVar("Found")
 _CHUNK = 10  # layouts that are worked on before their results are put away
+_SUMS = "checksums.json"  # of a part, written last
 
 
 def whole(find: Callable[[Outputs], Found | None], outputs: Outputs) -> Found | None:
@@ -54,19 +57,31 @@ def parts_of(
     for chunk in np.array_split(seeds, -(-len(seeds) // _CHUNK)):
         part = work / "parts" / f"{chunk[0]:04d}-{chunk[-1]:04d}"
         parts.append(part)
-        if all((part / name).is_file() for name in files):
+        if _is_whole(part, files):
             continue
-        sys.stderr.write(f"{outputs.spec}: layouts {part.name}\n")
+        again = f", as {shown(part)} is damaged" if part.exists() else ""
+        sys.stderr.write(f"{outputs.spec}: layouts {part.name}{again}\n")
         draft = part.with_name(f".{part.name}.writing")
         own = replace(outputs.params, seeds=tuple(chunk.tolist()), deep=Deep())
         with writing_to(shown(part)):
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
             make(Outputs(outputs.spec, own, work / part.name), draft)
+            sums = {"part": part.name, **{name: file_hash(draft / name) for name in files}}
+            (draft / _SUMS).write_text(json.dumps(sums) + "\n")
         shutil.rmtree(part, ignore_errors=True)
         draft.rename(part)
         shutil.rmtree(work / part.name)
     return parts
+
+
+def _is_whole(part: Path, files: tuple[str, ...]) -> bool:
+    """Whether a part has the files, as they were written, and is of the layouts that its name says."""
+    try:
+        sums = json.loads(read_bytes(part / _SUMS))
+        return sums == {"part": part.name, **{name: file_hash(part / name) for name in files}}
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def new_draft(work: Path) -> Path:

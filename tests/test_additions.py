@@ -172,8 +172,19 @@ def test_what_belongs_to_another_world_is_left_out_and_named(opened, root, q_tab
         again = open_library("smoke", root)
     assert again.library.policies.equals(opened.library.policies)
     for name in ("lost", "poor"):
-        assert f"policy {name} was added to another world and is left out" in caplog.text
+        assert f"policy {name} is left out, as it was added to another world" in caplog.text
         assert remove(name, opened.outputs) == 1
+
+
+def test_what_has_a_name_of_the_librarys_own_is_left_out(opened, root, q_table, caplog):
+    """As when a layout that is added to the spec brings policies by the names of those that were there before."""
+    record = opened.with_policy("mine", q_table, setup="gold", seed=1).library.records([240])[0]
+    taken = opened.library.policies["policy_id"].iloc[0]
+    additions.keep([replace(record, policy_id=taken)], [], opened.library, opened.outputs)
+    with caplog.at_level(logging.WARNING):
+        assert open_library("smoke", root).library.policies.equals(opened.library.policies)
+    assert f"policy {taken} is left out, as the library has its own of that name" in caplog.text
+    assert remove(taken, opened.outputs) == 1
 
 
 def test_half_a_batch_is_no_batch(kept, root):

@@ -3,12 +3,15 @@ import os
 import shutil
 import subprocess
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 
-from lever_lib import regressor
+from lever_lib import artifacts, regressor
+from lever_lib.api import MEMORY
 from lever_lib.artifacts import (
     ROOT,
+    WRITTEN,
     Outputs,
     Stage,
     clear,
@@ -118,6 +121,70 @@ def test_a_linked_folder_is_reset_like_another(outputs, tmp_path):
     assert not list(elsewhere.iterdir())
 
 
+def test_what_is_somebodys_own_outlives_a_reset(outputs):
+    build(outputs, FIRST)
+    (outputs.folder / "my notes.txt").write_text("mine")
+    (outputs.folder / "my plots").mkdir()
+    clear(outputs.folder)
+    assert sorted(path.name for path in outputs.folder.iterdir()) == ["my notes.txt", "my plots"]
+
+
+def test_runs_are_known_by_what_they_write():
+    assert {*(stage.name for stage in STAGES.values()), "figures", "notebooks"} <= set(WRITTEN)
+    assert fnmatchcase(MEMORY, next(pattern for pattern in WRITTEN if "sqlite" in pattern))
+
+
+def test_a_folder_in_the_place_of_a_file_is_damage_and_makes_way(outputs):
+    build(outputs, FIRST)
+    for name in ("first/a.txt", "params.yaml"):
+        (outputs.folder / name).unlink()
+        (outputs.folder / name).mkdir()
+        assert any(state.missing or state.damaged for state in examine(outputs.folder).values()), name
+        assert outputs.fresh(FIRST) is (name == "params.yaml")
+        build(outputs, FIRST)
+        assert not any(state.missing or state.damaged for state in examine(outputs.folder).values()), name
+    (outputs.folder / "manifest.json").unlink()
+    (outputs.folder / "manifest.json").mkdir()
+    assert list(examine(outputs.folder)) == ["manifest"]
+    with pytest.raises(MissingArtifactError, match="not a readable manifest"):
+        outputs.fresh(FIRST)
+    clear(outputs.folder)
+    assert [path.name for path in outputs.folder.iterdir()] == ["first"], "nothing tells whose that is"
+
+
+def test_what_cannot_be_read_is_damaged_and_named_among_others(outputs, monkeypatch):
+    build(outputs, FIRST)
+    build(outputs, SECOND)
+    (outputs.folder / "second" / "b.txt").write_text("other")
+
+    def unreadable(path):
+        if path.name == "a.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return file_hash(path)
+
+    monkeypatch.setattr(artifacts, "file_hash", unreadable)
+    damaged = [path.name for state in examine(outputs.folder).values() for path in state.damaged]
+    assert damaged == ["a.txt", "b.txt"]
+
+
+def test_a_linked_stage_is_replaced_and_what_it_leads_to_left_alone(outputs, tmp_path):
+    build(outputs, FIRST)
+    elsewhere = tmp_path / "elsewhere"
+    (outputs.folder / "first").rename(elsewhere)
+    (outputs.folder / "first").symlink_to(elsewhere)
+    for text in ("new", "newer"):
+        build(outputs, FIRST, text)
+    assert (outputs.require(FIRST) / "a.txt").read_text() == "newer"
+    assert (elsewhere / "a.txt").read_text() == "x"
+    assert not [path.name for path in outputs.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / f"{'a' * 251}.npz"
+    write_whole(path, b"x")
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
 def test_failure_leaves_no_trace(outputs):
     build(outputs, FIRST, "old")
 
@@ -212,7 +279,7 @@ def test_a_manifest_that_leads_elsewhere_is_refused(outputs, entries):
 
 
 def test_a_reset_that_is_cut_short_forgets_no_study(outputs, monkeypatch):
-    build(outputs, FIRST)
+    build(outputs, replace(FIRST, name="library"))
     with outputs.writing_folder("study", {"key": "k", "made_of": "0" * 64}) as draft:
         (draft / "a.csv").write_text("a\n")
 

@@ -1,6 +1,7 @@
 """Killed at any moment, run again: what comes out is what would have come out."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lever_lib import unfinished
 from lever_lib.artifacts import Outputs, Stage, examine, file_hash, json_hash
 from lever_lib.params import load_params
 from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
@@ -99,6 +101,35 @@ def test_a_run_that_is_killed_before_any_write_is_finished_by_the_next(tmp_path,
         assert contents(outputs.folder) == expected, f"killed at write {moment}"
         moment += 1
     assert moment > 20
+
+
+@pytest.mark.parametrize("damage", ["cut off", "of others", "a folder", "without checksums"])
+def test_unfinished_work_that_is_damaged_is_done_again(tmp_path, monkeypatch, capsys, damage):
+    monkeypatch.setattr(unfinished, "_CHUNK", 3)
+    outputs = Outputs("smoke", load_params("smoke"), tmp_path)
+    made = []
+
+    def make(part, draft):
+        part.folder.mkdir(parents=True)  # a library of its own, to be thrown away
+        made.append(part.params.seeds)
+        (draft / "part.csv").write_text(f"of {part.params.seeds}")
+
+    work = work_folder(outputs, "study", MADE_OF)
+    first, second, _ = parts_of(outputs, list(range(9)), work, ("part.csv",), make)
+    if damage == "cut off":
+        (first / "part.csv").write_text("of")
+    elif damage == "of others":
+        shutil.rmtree(first)
+        shutil.copytree(second, first)
+    elif damage == "a folder":
+        (first / "part.csv").unlink()
+        (first / "part.csv").mkdir()
+    else:
+        (first / "checksums.json").unlink()
+    parts_of(outputs, list(range(9)), work, ("part.csv",), make)
+    assert made == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 1, 2)]
+    assert (first / "part.csv").read_text() == "of (0, 1, 2)"
+    assert "0000-0002 is damaged" in capsys.readouterr().err
 
 
 def test_a_run_is_interrupted_without_a_word_too_many(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from lever_lib import ladder
 from lever_lib.columns import column_dictionary
-from lever_lib.envs.rewards import COMPONENTS
+from lever_lib.envs.rewards import COMPONENTS, Component
 from lever_lib.recognise import check_sentences
 
 
@@ -56,6 +56,15 @@ def test_what_was_seen_early_is_seen_later(table):
     """Visits add up over a training, so what they allow does too."""
     believed = table.query("change == 'stopped' and method == 'exnonzero'").sort_values("value")["share"]
     assert (believed.diff().dropna() > -1e-9).all()
+
+
+def test_somebodys_own_objectives_stay_what_they_are(monkeypatch):
+    mine = Component("Take a long walk before the exit.", {"step": 2.0, "exit": 10.0}, words="stroll|walk")
+    monkeypatch.setitem(COMPONENTS, "stroll", mine)
+    with ladder.further_objectives() as names:
+        assert names == ["tidy", "further_stroll"]
+        assert COMPONENTS["stroll"] is mine
+    assert list(COMPONENTS) == ["path", "gold", "hazard", "lever", "stroll"]
 
 
 def test_further_objectives_are_there_for_a_while_only(table):

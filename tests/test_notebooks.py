@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 
 import lever_lib
 from lever_lib import library, notebooks
@@ -191,6 +192,40 @@ def test_a_notebook_that_is_edited_while_it_runs_runs_again(monkeypatch, tmp_pat
     monkeypatch.setattr(notebooks, "_execute", execute)
     assert run_notebook(path, "smoke", outputs)
     assert not run_notebook(path, "smoke", outputs)
+
+
+@pytest.mark.parametrize("odd", ["decompose: none", "cosine_gate: -1.0"])
+def test_search_is_shown_for_whatever_params_allow(smoke, smoke_outputs, monkeypatch, tmp_path, odd):
+    name = odd.split(":")[0]
+    text = re.sub(rf"{name}: \w+", odd, (PARAMS_FOLDER / "smoke.yaml").read_text())
+    assert odd in text
+    (tmp_path / "smoke.yaml").write_text(text)
+    monkeypatch.setattr("lever_lib.params.PARAMS_FOLDER", tmp_path)
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
+    shutil.copytree(smoke_outputs.folder, tmp_path / "smoke")
+    cells = [source for kind, source in notebooks._cells(notebooks.FOLDER / "04_search.ipynb") if kind == "code"]
+    shown = {"display": lambda *_: None}
+    exec("\n".join(cells).replace('spec = "8x8"', 'spec = "smoke"'), shown)
+    assert len(shown["answer"].candidates) == (1 if name == "decompose" else 2)
+
+
+def test_a_kernel_that_does_not_start_is_one_line(smoke_params, monkeypatch, tmp_path):
+    def execute(*_, **__):
+        raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    with pytest.raises(LeverError, match=r"01_generation\.ipynb failed for spec smoke: its kernel did not start: K"):
+        notebooks.run_notebook(notebooks.numbered_notebooks()[0], "smoke", Outputs("smoke", smoke_params, tmp_path))
+
+
+def test_kernels_are_those_of_this_python(monkeypatch, tmp_path):
+    """Whatever else is called python3 on this machine."""
+    other = tmp_path / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text('{"argv": ["/nowhere/python"], "display_name": "other", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    notebooks.prefer_own_kernel()
+    assert KernelSpecManager().get_kernel_spec("python3").argv[0] != "/nowhere/python"
 
 
 def test_params_that_change_while_a_notebook_runs_are_noticed(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lever_lib import plots
+from lever_lib import behaviour, plots
 from lever_lib.artifacts import Outputs, file_hash
 from lever_lib.params import load_params
 
@@ -21,6 +21,18 @@ def test_a_figure_is_written_twice_to_the_same_bytes(corridor, tmp_path):
         matplotlib.pyplot.close(figure)
     assert digests[0] == digests[1]
     assert sorted(path.name for path in (tmp_path / "smoke" / "figures").iterdir()) == ["00_test.pdf", "00_test.png"]
+
+
+def test_the_users_own_style_changes_nothing(corridor, tmp_path):
+    outputs = Outputs("smoke", load_params("smoke"), tmp_path)
+    own = {"savefig.facecolor": "yellow", "axes.grid": True, "font.size": 20, "figure.constrained_layout.h_pad": 1}
+    digests = []
+    for style in ({}, own):
+        with matplotlib.rc_context(style):
+            figure = plots.layout_paths(corridor.cells, {"a": np.array([0, 2])}, "corridor")
+            plots.save_figure(figure, outputs, "00_test")
+        digests.append([file_hash(path) for path in sorted((tmp_path / "smoke" / "figures").iterdir())])
+    assert digests[0] == digests[1]
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +54,16 @@ def test_a_map_shows_every_policy_by_what_it_was_trained_for_and_joins_its_snaps
     assert lines[1].get_marker() == lines[2].get_marker() != lines[4].get_marker()
     assert lines[2].get_markersize() > lines[1].get_markersize()
     assert legend_of(figure) == ["path", "gold"]
+
+
+@pytest.mark.parametrize(("policies", "features"), [(0, 5), (1, 5), (2, 5), (3, 0), (3, 1)])
+def test_a_map_of_few_policies_or_of_such_as_do_not_differ_is_drawn_too(policies, features):
+    vectors = np.random.default_rng(0).normal(size=(policies, features))
+    points, share = behaviour.plane(vectors)
+    assert points.shape == (policies, 2)
+    assert share == pytest.approx(1.0)
+    names = pd.Series(["gold"] * policies, dtype=str)
+    plots.embedding_map(points, names, names, "few").canvas.draw()
 
 
 def test_what_neighbours_share_has_a_row_per_representation():

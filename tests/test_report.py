@@ -183,9 +183,11 @@ def test_nothing_is_compared_where_nothing_is_published(smoke, smoke_outputs):
 @pytest.mark.parametrize("spec", ["16x16", "32x32"])
 def test_published_averages_are_those_of_the_published_rows(spec):
     """The averages that ship are those of the rows that ship, where both do."""
-    rows = report._published("exnonzero", spec)
+    rows = report._published("published_exnonzero.csv", spec)
     means = rows.groupby(["library", "query_class", "strategy"])["published_return"].agg(["mean", "size"])
-    averages = report._published("averages", spec).query("method == 'exnonzero' and strategy != 'scratch'")
+    averages = report._published("published_averages.csv", spec).query(
+        "method == 'exnonzero' and strategy != 'scratch'"
+    )
     averages = averages.set_index(["library", "query_class", "strategy"])
     assert len(averages) == len(means) == 27
     assert averages["published_return"].to_numpy() == pytest.approx(

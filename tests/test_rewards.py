@@ -1,8 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 
 from lever_lib.envs.rewards import COMPONENTS, EVENTS, REWARD_SYSTEMS, Component, reward_system
 from lever_lib.errors import LeverError
+from lever_lib.recognise import check_sentences
 
 PUBLISHED = [
     "path",
@@ -52,6 +55,30 @@ def test_the_legacy_exit_rule_changes_gold_only():
 def test_an_event_that_does_not_exist_is_refused():
     with pytest.raises(LeverError, match="'dance' is no event"):
         Component("Dance.", {"dance": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("entry", "rule"),
+    [
+        ({"pays": {"step": float("nan")}}, "step = nan: must be a number"),
+        ({"pays": {"step": float("inf")}}, "step = inf: must be a number"),
+        ({"pays": {"step": "2"}}, "step = '2': must be a number"),
+        ({"pays": {}, "pays_legacy": {"gold": True}}, "gold = True: must be a number"),
+        ({"pays": {}, "sentence": " "}, "its sentence must be a line of text"),
+        ({"pays": {}, "sentence": "Walk.\nRun."}, "its sentence must be a line of text"),
+        ({"pays": {}, "words": ["walk"]}, "its words text"),
+    ],
+)
+def test_an_entry_that_cannot_be_paid_or_asked_for_is_refused(entry, rule):
+    with pytest.raises(LeverError, match=re.escape(rule)):
+        Component(**{"sentence": "Walk."} | entry)
+
+
+@pytest.mark.parametrize("name", ["long-walk", "../walk", "", "2walks", "_walk"])
+def test_a_name_that_cannot_be_joined_is_refused(monkeypatch, name):
+    monkeypatch.setitem(COMPONENTS, name, Component("Stroll.", {"step": 1.0}, words="stroll"))
+    with pytest.raises(LeverError, match=f"component {name!r}: its name must be"):
+        check_sentences()
 
 
 def test_names_are_put_in_order():

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,10 +50,34 @@ def test_no_python(checkout):
 
 def test_an_old_python(checkout):
     old = checkout / "python3"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit 0\nexit 1\n')
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit 0\nexit 3\n')
     old.chmod(0o755)
     says(run(checkout, python=old), "Python 3.9.2 is too old; needs 3.11 or newer")
     assert not (checkout / ".venv").exists()
+
+
+def test_a_python_that_does_not_start(checkout):
+    says(run(checkout, PYTHONHOME="/nowhere"), "does not start", "PYTHONHOME")
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_interrupt_before_anything_started(checkout):
+    """Ctrl-C goes to all that are in the foreground."""
+    slow = checkout / "python3"
+    slow.write_text("#!/bin/sh\nsleep 10\n")
+    slow.chmod(0o755)
+    process = subprocess.Popen(
+        [str(checkout / "run_all.sh"), "smoke"],
+        env=os.environ | {"PYTHON": str(slow)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert said == "run_all.sh: interrupted; run the same command again to go on\n"
 
 
 @pytest.mark.parametrize("before", ["nothing", "half made", "of another place"])

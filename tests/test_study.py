@@ -9,6 +9,7 @@ import pytest
 from lever_lib import (
     artifacts,
     behaviour,
+    decompose,
     experiment,
     generalisation,
     ladder,
@@ -210,6 +211,26 @@ def test_what_has_no_effect_makes_no_other_study(studied):
     assert study.find_study(Outputs("smoke", replace(outputs.params, pi2vec=pi2vec), outputs.folder.parent))
     learned = replace(pi2vec, method="network")
     assert study.find_study(Outputs("smoke", replace(outputs.params, pi2vec=learned), outputs.folder.parent)) is None
+
+
+def test_what_is_found_for_the_questions_makes_another_study_and_ladder(smoke_params, tmp_path, monkeypatch):
+    monkeypatch.setattr(decompose, "ROOT", tmp_path)
+    (tmp_path / "a.jsonl").write_text("one")
+    search, llm = smoke_params.search, replace(smoke_params.llm, replay="a.jsonl")
+    asked = replace(smoke_params, search=replace(search, decompose="llm"), llm=llm)
+    others = [
+        replace(smoke_params, search=replace(search, top_k=1)),
+        replace(smoke_params, search=replace(search, candidates=4)),
+        asked,
+        replace(asked, llm=replace(llm, model="another")),
+    ]
+    keys = [(study._key(params), ladder._key(params)) for params in (smoke_params, *others)]
+    (tmp_path / "a.jsonl").write_text("two")
+    keys.append((study._key(asked), ladder._key(asked)))
+    for which in zip(*keys, strict=True):
+        assert len(set(which)) == len(which)
+    gated = replace(smoke_params, search=replace(search, cosine_gate=0.1), llm=replace(llm, tries=1))
+    assert (study._key(gated), ladder._key(gated)) == keys[0]
 
 
 def test_a_model_is_tried_on_other_grid_sizes_only(studied, monkeypatch):

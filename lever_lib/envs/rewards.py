@@ -30,6 +30,7 @@ EVENTS = (
 )
 _EVENT_INDEX = {name: index for index, name in enumerate(EVENTS)}
 
+_MOST = 1e9  # reward per event; far beyond it, sums over an episode lose what small rewards add
 EVERY_SYSTEM = MappingProxyType({"bump": -1.0, "hazard": -100.0})
 
 
@@ -52,9 +53,16 @@ class Component:
     pays_legacy: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        for event in (*self.pays, *(self.pays_legacy or {})):
+        texts = isinstance(self.sentence, str) and isinstance(self.words, str)
+        if not texts or not self.sentence.strip() or not self.sentence.isprintable():
+            raise LeverError(f"component {self.sentence!r}: its sentence must be a line of text, its words text")
+        for event, reward in (*self.pays.items(), *(self.pays_legacy or {}).items()):
             if event not in EVENTS:
                 raise LeverError(f"component {self.sentence!r}: {event!r} is no event; events: {', '.join(EVENTS)}")
+            if not isinstance(reward, int | float) or isinstance(reward, bool) or not abs(reward) <= _MOST:
+                raise LeverError(
+                    f"component {self.sentence!r}: {event} = {reward!r}: must be a number, {_MOST:g} at most"
+                )
 
 
 # An objective of your own is one entry more. Reaching the exit alone is no objective: every policy is meant to.
