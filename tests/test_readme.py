@@ -41,7 +41,7 @@ def test_its_python_runs(monkeypatch, tmp_path, capsys):
         for block in blocks("python"):
             exec(block, names)
     finally:
-        composition.METHODS.pop("majority", None)
+        composition.METHODS.pop("vote", None)
     assert names["again"].outcome().return_ == names["answer"].return_
     assert names["richer"].library.policies["policy_id"].iloc[-1] == "random walk"
     assert names["observation"].shape == (8, 8)
