@@ -8,9 +8,13 @@ of a cluster, and the task could not be repeated once that worker is gone.
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
@@ -66,7 +70,27 @@ def _results(
         yield from map(function, jobs)
     else:
         pool = Parallel(n_jobs=execution.workers, return_as="generator", prefer="threads" if threads else "processes")
-        yield from pool(delayed(function)(job) for job in jobs)
+        yield from pool(delayed(_do_here)(os.getpid(), function, job) for job in jobs)
+
+
+def _do_here(asker: int, function: Callable[[Job], Result], job: Job) -> Result:
+    """Do a job, in a process of its own perhaps, which then ends with the one that asked for it."""
+    if os.getpid() != asker:
+        end_with(asker)
+    return function(job)
+
+
+@cache
+def end_with(parent: int) -> None:
+    """End this process soon after its parent: one that is killed cannot tell its workers, whose jobs may take long."""
+
+    def watch() -> None:
+        """Look once a second."""
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _do(code: str, function: Callable[[Job], Result], job: Job) -> Result:

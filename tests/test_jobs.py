@@ -1,10 +1,12 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import distributed
 import numpy as np
@@ -26,6 +28,30 @@ from tests.test_experiment import digests
 def test_results_come_in_the_order_of_the_jobs(workers, threads):
     jobs = [[3, 1], [2], [], [5, 5]]
     assert list(run_jobs(sum, jobs, Execution(workers=workers), "adding", threads)) == [4, 2, 0, 10]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_workers_end_with_who_asked_for_them(how):
+    """Their jobs may take long, and nobody wants to know any more."""
+    asks = (
+        "import time; from lever_lib.jobs import run_jobs; from lever_lib.params import Execution; "
+        "jobs = run_jobs(time.sleep, [0, 0, 60, 60], Execution(workers=2), 'sleeping', threads=False); "
+        "next(jobs); print('at work', flush=True); list(jobs)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", asks], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout.readline() == "at work\n"
+    time.sleep(1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [place for child in children if b"Loky" in ((place := Path("/proc", child)) / "cmdline").read_bytes()]
+    assert len(workers) == 2
+    process.send_signal(how)
+    process.wait(10)
+    deadline = time.monotonic() + 5
+    while any(place.exists() for place in workers):
+        assert time.monotonic() < deadline, "they go on"
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
