@@ -92,7 +92,7 @@ class Pi2Vec:
     """Policy embeddings: mean successor features over canonical states."""
 
     method: Literal["exact", "network"] = "exact"  # followed along paths, or learned from transitions
-    gamma: float = Field(0.99, gt=0, lt=1)  # discount of the embedding, nowhere else
+    gamma: float = Field(0.99, ge=0, lt=1)  # discount of the embedding, nowhere else
     canonical_states: int = Field(128, ge=1, le=10_000)  # K per layout
     learner: Literal["improved", "published"] = "improved"  # of a network
     device: str = Field("cpu", min_length=1)  # of a network: cpu, cuda, ...

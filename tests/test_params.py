@@ -55,7 +55,6 @@ def test_published_settings():
         ("decompose: offline", "decompose: magic", ["search.decompose", "'magic'", "'offline', 'llm' or 'none'"]),
         ("index: auto", "index: tree", ["search.index", "'tree'", "'flat'"]),
         ("cosine_gate: null", "cosine_gate: 2", ["search.cosine_gate", "2", "less than or equal to 0.99"]),
-        ("gamma: 0.99, canonical", "gamma: 0.0, canonical", ["pi2vec.gamma", "0.0", "greater than 0"]),
         (
             "X1: {episodes: 500,",
             "X1: {episodes: 50000,",
