@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
@@ -123,6 +124,8 @@ def remove(policy_id: str, outputs: Outputs) -> int:
             with hold(outputs.folder, BUILD), hold(outputs.folder, PUBLISH):
                 outputs.forget(name)
                 shutil.rmtree(outputs.folder / name, ignore_errors=True)
+                with suppress(OSError):  # there are others
+                    (outputs.folder / ADDED).rmdir()
             return count
     raise LeverError(f"policy_id {policy_id!r}: was not added to spec {outputs.spec}; only what was added is removed")
 

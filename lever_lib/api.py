@@ -338,6 +338,8 @@ class OpenLibrary:
         Raises:
             LeverError: if a name is taken or a table does not fit.
         """
+        if not all(isinstance(record, PolicyRecord) for record in records):
+            raise LeverError("records: must be of PolicyRecord")
         policies = self.library.joined(records, layouts)
         retriever = replace(
             self.retriever,
@@ -455,7 +457,7 @@ def open_library(spec: str = "8x8", root: str | Path | None = None) -> OpenLibra
     Raises:
         LeverError: if the spec is unknown, or a stage is absent, damaged or out of date.
     """
-    if not isinstance(root, str | os.PathLike | None):
+    if not isinstance(root, str | os.PathLike | None) or "\0" in str(root):
         raise LeverError(f"root = {root!r}: must be the name of a folder")
     params = load_params(spec)
     outputs = Outputs(spec, params, Path(root) if root else None)

@@ -326,7 +326,7 @@ class Outputs:
         target = self.folder / name
         old = target.with_name(f".{target.name}.old")
         target.parent.mkdir(exist_ok=True)
-        _delete(old)
+        delete(old)
         with hold(self.folder, PUBLISH):
             if not (self.folder / MANIFEST).is_file():
                 _write_manifest(self.folder, {})  # without one, what is there now was not put there by us
@@ -336,7 +336,7 @@ class Outputs:
             draft.rename(target)
             self.enter(name, entry)
         with suppress(OSError):  # a later run sweeps it
-            _delete(old)
+            delete(old)
 
     def enter(self, name: str, entry: dict[str, Any]) -> None:
         """Add an entry to the manifest, and put the resolved params beside it."""
@@ -367,7 +367,7 @@ class Outputs:
             made_of = {name: self.made_of(name) or "" for name in LASTING}
             found += [self.folder / f".{name}-{made[:16]}" for name, made in made_of.items() if made]
             for path in found:
-                _delete(path)
+                delete(path)
 
     def restore_params(self) -> None:
         """Write the resolved params again if what is beside the manifest is not what was written."""
@@ -442,8 +442,11 @@ def made_up(folder: Path, stage: Stage, file: str, rule: str) -> MissingArtifact
 
 def orphans(folder: Path) -> list[str]:
     """Folders of studies that hold something, where there is no manifest."""
-    if (folder / MANIFEST).exists():
-        return []
+    return [] if (folder / MANIFEST).exists() else studies(folder)
+
+
+def studies(folder: Path) -> list[str]:
+    """Folders of studies, and of what somebody added, that hold something."""
     return [name for name in LASTING if (folder / name).is_dir() and any((folder / name).iterdir())]
 
 
@@ -461,7 +464,8 @@ class Condition(NamedTuple):
     """What `examine` found of one manifest entry.
 
     Attributes:
-        built: False if none of its bulky files is there, as in a fresh clone.
+        built: False if no bulky file is there, as in a fresh clone: none of its own if it is of a study, of all runs if
+            it is of a run.
         missing: files that should be there.
         damaged: files that do not have their checksum.
     """
@@ -487,9 +491,11 @@ def examine(folder: Path) -> dict[str, Condition]:
     found, entries, params = {}, content["stages"], folder / PARAMS
     if content["params"] is not None and not _intact(params, content["params"]):
         found["params"] = Condition(True, [], [params]) if params.is_file() else Condition(True, [params], [])
+    bulky = {name: [file for file in entry["files"] if not is_published(file)] for name, entry in entries.items()}
+    there = {name for name, files in bulky.items() if any((folder / file).exists() for file in files)}
+    ran = any(not outlives_runs(name) for name in there)
     for name, entry in entries.items():
-        bulky = [file for file in entry["files"] if not is_published(file)]
-        built = not bulky or any((folder / file).exists() for file in bulky)
+        built = not bulky[name] or (name in there if outlives_runs(name) else ran)
         wrong = [path for path in damaged_files(folder, entry) if built or is_published(str(path.relative_to(folder)))]
         missing = [path for path in wrong if not path.is_file()]
         found[name] = Condition(built, missing, [path for path in wrong if path.is_file()])
@@ -514,16 +520,16 @@ def _clear(folder: Path) -> None:
         kept = {name: entry for name, entry in stages.items() if outlives_runs(name)}
         written += stages.keys() - kept.keys()
     except MissingArtifactError:
-        if any((folder / name).is_dir() for name in LASTING):  # nothing else knows what they hold
+        if studies(folder):  # nothing else knows what they hold
             raise
         kept = {}
-    _delete(folder / PARAMS)
+    delete(folder / PARAMS)
     if kept:
         _write_manifest(folder, kept)  # first, so that whatever happens now they are known
     for path in folder.iterdir():
         ours = any(fnmatchcase(path.name, pattern) for pattern in written)
         if ours and not (kept and path.name == MANIFEST):
-            _delete(path)
+            delete(path)
     if not any(folder.iterdir()):
         if folder.is_symlink():
             folder.unlink()
@@ -544,7 +550,7 @@ def _intact(path: Path, checksum: str) -> bool:
         return False
 
 
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
     """Delete a file, a folder with all that is in it, or a link, whatever it leads to; nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -555,7 +561,7 @@ def _delete(path: Path) -> None:
 def make_way(path: Path) -> None:
     """Delete what stands where a run is to write a file, if it is a folder."""
     if path.is_dir():
-        _delete(path)
+        delete(path)
 
 
 def file_hash(path: Path) -> str:
@@ -621,8 +627,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         LeverError: if the system does not let it be written, or there is something that is no file.
     """
-    if "\0" in str(path) or (path.exists() and not path.is_file()):
-        raise LeverError(f"{str(path)!r}: cannot be written: is no name of a file")
+    with writing_to(shown(path)):
+        if "\0" in str(path) or (path.exists() and not path.is_file()):
+            raise LeverError(f"{str(path)!r}: cannot be written: is no name of a file")
     draft = path.with_name(f".{_sha256(path.name.encode(errors='surrogatepass'))[:16]}.writing")  # a name may be long
     with writing_to(shown(path)):
         try:

@@ -24,6 +24,7 @@ from lever_lib.columns import read_described, write_tables
 from lever_lib.composition import METHODS, Method, Pool
 from lever_lib.envs.gridworld import MOVE_SETS, make_layout
 from lever_lib.envs.rewards import COMPONENTS, REWARD_SYSTEMS, SINGLE_OBJECTIVES, Component, reward_system
+from lever_lib.errors import LeverError
 from lever_lib.experiment import (
     ExperimentJob,
     experiment_jobs,
@@ -171,6 +172,25 @@ def run_ladder(outputs: Outputs, fit: Callable[[Outputs], None]) -> Ladder:
     return find_ladder(outputs)
 
 
+def check_changes(params: Params) -> None:
+    """Refuse a spec that some change cannot be made of, before anything is trained.
+
+    Raises:
+        LeverError: with the rule that it would break.
+    """
+    try:
+        finer = _finer(params)
+        for seed in params.study.test_seeds:
+            for times in _HAZARDS:
+                make_layout(_harder(finer, times).grid, seed)
+    except ValueError as error:  # pydantic's have a line for the rule
+        reason = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
+        raise LeverError(
+            f"study: the ladder takes {_FINEST} snapshots of each training and up to {_HAZARDS[-1]} times the hazards, "
+            f"which does not go with these params: {reason}"
+        ) from None
+
+
 def _published(outputs: Outputs) -> Callable[[Embedded], np.ndarray]:
     """The published regressor, fitted on the same policies as ours."""
     legacy = outputs.params.grid.legacy_gold_exit
@@ -252,7 +272,7 @@ def measure(job: LadderJob) -> list[dict]:
     for name in params.libraries:
         rows += _compose(world, [record for record in usual if record.library == name], ASKED, "budget", name)
     for times in _HAZARDS:
-        harder = replace(params, grid=replace(params.grid, hazards=round(params.grid.hazards * times)))
+        harder = _harder(params, times)
         records = _snapshots(_trained(harder, job.seed, REWARD_SYSTEMS, last), len(job.params.sarsa.snapshots))
         rows += _compose((harder, job.seed), records, ASKED, "hazards", harder.grid.hazards)
     for change, value, other in _trained_otherwise(job.params):
@@ -288,6 +308,11 @@ def _finer(params: Params) -> Params:
     """The same with as many snapshots as any change wants."""
     shares = tuple(round(step / _FINEST, 2) for step in range(1, _FINEST + 1))
     return replace(params, sarsa=replace(params.sarsa, snapshots=shares))
+
+
+def _harder(params: Params, times: float) -> Params:
+    """The same with more hazards."""
+    return replace(params, grid=replace(params.grid, hazards=round(params.grid.hazards * times)))
 
 
 def _trained(params: Params, seed: int, setups: tuple[str, ...], library: str | None = None) -> list[PolicyRecord]:

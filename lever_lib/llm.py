@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from email.utils import parsedate_to_datetime
+from functools import cache
+from html.entities import html5
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -423,21 +425,24 @@ class _Access:
         if self.login is not None:
             secrets += [*self.login, base64.b64encode(":".join(self.login).encode()).decode()]
         for secret in sorted(secrets, key=len, reverse=True):
-            text = re.sub(_repeated(secret), "[key]", text) if len(secret) >= _SECRET else text
+            text = _repeated(secret).sub("[key]", text) if len(secret) >= _SECRET else text
         return text
 
 
-def _repeated(secret: str) -> str:
-    """Pattern of a secret as JSON, addresses or HTML may write it, with blanks in between."""
-    escape = r"\\{1,9}"  # JSON within JSON doubles them; no more, for every start is tried
+@cache
+def _repeated(secret: str) -> re.Pattern[str]:
+    """What finds a secret as JSON, addresses or HTML may write it, with blanks in between."""
+    blank = "|".join(["\\s", r"\\{1,9}[nrtfbv]", *(_escaped(one) for one in " \t\n\r\f\v\xa0")])
+    return re.compile(f"(?:{blank})*".join(rf"(?:(?:\\{{1,9}})?{re.escape(one)}|{_escaped(one)})" for one in secret))
 
-    def letter(one: str) -> str:
-        """One letter, as it is or escaped."""
-        code = f"{ord(one):x}"
-        html = rf"&#(?:0{{0,9}}{ord(one)}|[xX]0{{0,9}}(?i:{code}));"
-        return rf"(?:(?:{escape})?{re.escape(one)}|{escape}u00(?i:{code})|%(?i:{code})|{html})"
 
-    return rf"(?:\s|{escape}[nrt])*".join(map(letter, secret))
+def _escaped(one: str) -> str:
+    r"""Pattern of an escaped letter: `\u003c`, `%3c`, `&#60;`, `&#x3c;` and `&lt;` are the same."""
+    code = f"{ord(one):x}"
+    names = "|".join(sorted({re.escape(name.rstrip(";")) for name, letter in html5.items() if letter == one}))
+    html = rf"&(?:#0{{0,9}}{ord(one)}|#[xX]0{{0,9}}(?i:{code}){f'|{names}' if names else ''});?"
+    # JSON within JSON doubles backslashes; no more of them, for every start is tried.
+    return rf"\\{{1,9}}u(?i:{code.zfill(4)})|%(?i:{code.zfill(2)})|{html}"
 
 
 def _find_access(model: str) -> _Access:

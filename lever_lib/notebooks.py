@@ -21,7 +21,6 @@ import nbformat
 from lever_lib import experiment, index, library, pi2vec, regressor, report
 from lever_lib.artifacts import (
     LADDER,
-    LASTING,
     ROOT,
     SCALE,
     Outputs,
@@ -35,6 +34,7 @@ from lever_lib.artifacts import (
     read_manifest,
     shown,
     source_hash,
+    studies,
 )
 from lever_lib.decompose import recording_hash
 from lever_lib.envs.gridworld import make_layout
@@ -174,8 +174,15 @@ def _strip_traces(path: Path) -> None:
 
 
 def _cells(path: Path) -> list[tuple[str, str]]:
-    """Kind and source of a notebook's cells."""
-    return [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_bytes())["cells"]]
+    """Kind and source of a notebook's cells.
+
+    Raises:
+        LeverError: if it is damaged.
+    """
+    try:
+        return [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_bytes())["cells"]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise LeverError(f"{shown(path)}: is damaged, no notebook can be read there; take it from git") from None
 
 
 def _key(path: Path, cells: list[tuple[str, str]], outputs: Outputs) -> str:
@@ -242,7 +249,7 @@ def _recover(outputs: Outputs) -> None:
     try:
         outputs.check_manifest()
     except MissingArtifactError as error:
-        if any((outputs.folder / name).is_dir() for name in LASTING):
+        if studies(outputs.folder):
             raise
         sys.stderr.write(f"{outputs.spec}: {error}; starting over\n")
         clear(outputs.folder)

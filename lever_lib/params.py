@@ -84,6 +84,8 @@ class Sarsa:
         ordered = all(low < high for low, high in itertools.pairwise(shares))
         if not shares or shares[0] <= 0 or shares[-1] != 1.0 or not ordered:
             raise ValueError(f"snapshots = {list(shares)} must rise from above 0 to exactly 1.0")
+        if len({f"{100 * share:g}" for share in shares}) < len(shares):  # policies are named by it
+            raise ValueError(f"snapshots = {list(shares)} must differ in their first six digits")
         return self
 
 
@@ -241,10 +243,10 @@ class Params:
             raise ValueError(f"deep.seeds = {list(self.deep.seeds)} must be among seeds = {list(self.seeds)}")
         if self.deep.steps and self.sarsa.state != "cell":
             raise ValueError(f"deep.steps = {self.deep.steps} must be 0 where sarsa.state = {self.sarsa.state!r}")
-        if not self.libraries or not all(_SPEC_NAME.fullmatch(name) for name in self.libraries):
-            raise ValueError(
-                f"libraries = {list(self.libraries)} must be at least one name of letters, digits, '.', '_' or '-'"
-            )
+        fit = all(_SPEC_NAME.fullmatch(name) and name != "all" for name in self.libraries)  # `all` sums tables up
+        if not self.libraries or not fit:
+            rule = "must be at least one name of letters, digits, '.', '_' or '-', other than 'all'"
+            raise ValueError(f"libraries = {list(self.libraries)} {rule}")
         order = sorted(self.libraries, key=lambda name: (self.libraries[name].episodes, name))
         if order != list(self.libraries):  # which one comes last means something, and mappings are compared without it
             raise ValueError(f"libraries = {list(self.libraries)} must be in the order of their episodes: {order}")

@@ -56,6 +56,8 @@ class Filters:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value != value):
                 raise LeverError(f"{name} = {value!r}: must be a number")
+        if not isinstance(self.exclude_own, bool):
+            raise LeverError(f"exclude_own = {self.exclude_own!r}: must be True or False")
 
     def passed(self, library: Library, rows: np.ndarray, system: RewardSystem) -> np.ndarray:
         """The rows that fit.

@@ -43,7 +43,7 @@ from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment, search_settings
 from lever_lib.generalisation import Findings, joined, load_table, save_table
-from lever_lib.ladder import run_ladder
+from lever_lib.ladder import check_changes, run_ladder
 from lever_lib.locks import RUN, hold
 from lever_lib.params import Params, available_specs, load_params, resolved
 from lever_lib.regressor import ALL_LAYOUTS, MODEL_FILE, TRAINING, Regressor, Table, training_table
@@ -321,6 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
         specs = [Outputs(spec, load_params(spec)) for spec in options.specs]
         for outputs in specs:
             check_seeds(outputs.params)
+            check_changes(outputs.params)
         with ExitStack() as held:
             for outputs in specs:
                 held.enter_context(hold(outputs.folder, RUN, wait=False))

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from lever_lib.artifacts import Outputs, file_hash, shown
+from lever_lib.artifacts import Outputs, delete, file_hash, shown
 from lever_lib.bounded import read_bytes
 from lever_lib.errors import LeverError, writing_to
 from lever_lib.params import Deep
@@ -35,8 +35,8 @@ def work_folder(outputs: Outputs, what: str, made_of: str) -> Path:
     """Where unfinished work is kept; work of other params, models or code is thrown away."""
     work = outputs.folder / f".{what}-{made_of[:16]}"
     for old in outputs.folder.glob(f".{what}-*"):
-        if old != work:
-            shutil.rmtree(old)
+        if old != work or old.is_symlink() or (old.exists() and not (old / "parts").is_dir()):
+            delete(old)
     (work / "parts").mkdir(parents=True, exist_ok=True)
     return work
 
@@ -64,30 +64,32 @@ def parts_of(
         draft = part.with_name(f".{part.name}.writing")
         own = replace(outputs.params, seeds=tuple(chunk.tolist()), deep=Deep())
         with writing_to(shown(part)):
-            shutil.rmtree(draft, ignore_errors=True)
+            delete(draft)
+            delete(work / part.name)
             draft.mkdir()
             make(Outputs(outputs.spec, own, work / part.name), draft)
-            sums = {"part": part.name, **{name: file_hash(draft / name) for name in files}}
+            sums = {"part": part.name, **{path.name: file_hash(path) for path in sorted(draft.iterdir())}}
             (draft / _SUMS).write_text(json.dumps(sums) + "\n")
-        shutil.rmtree(part, ignore_errors=True)
+        delete(part)
         draft.rename(part)
         shutil.rmtree(work / part.name)
     return parts
 
 
 def _is_whole(part: Path, files: tuple[str, ...]) -> bool:
-    """Whether a part has the files, as they were written, and is of the layouts that its name says."""
+    """Whether a part has at least these files, all as they were written, and is of the layouts that its name says."""
     try:
         sums = json.loads(read_bytes(part / _SUMS))
-        return sums == {"part": part.name, **{name: file_hash(part / name) for name in files}}
+        found = {path.name: file_hash(path) for path in part.iterdir() if path.name != _SUMS}
     except (OSError, ValueError, RecursionError):
         return False
+    return sums == {"part": part.name, **found} and found.keys() >= set(files)
 
 
 def new_draft(work: Path) -> Path:
     """An empty folder to write what was found into; `publish` takes it from there."""
     draft = work / "draft"
-    shutil.rmtree(draft, ignore_errors=True)
+    delete(draft)
     draft.mkdir()
     return draft
 

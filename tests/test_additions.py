@@ -136,7 +136,7 @@ def test_the_policies_of_a_run_are_not_removed(opened, root, q_table):
     with pytest.raises(LeverError, match="was not added"):
         remove("tuned", opened.outputs)
     assert open_library("smoke", root).library.policies.equals(opened.library.policies)
-    assert list((root / "smoke" / "added").iterdir()) == []
+    assert not (root / "smoke" / "added").exists()
 
 
 @pytest.fixture
@@ -185,6 +185,16 @@ def test_what_has_a_name_of_the_librarys_own_is_left_out(opened, root, q_table, 
         assert open_library("smoke", root).library.policies.equals(opened.library.policies)
     assert f"policy {taken} is left out, as the library has its own of that name" in caplog.text
     assert remove(taken, opened.outputs) == 1
+
+
+def test_the_last_one_that_is_removed_leaves_nothing_behind(opened, root, q_table):
+    before = {path.name for path in (root / "smoke").iterdir()}
+    opened.with_policy("one", q_table, setup="gold", seed=1).keep()
+    opened.with_policy("two", q_table, setup="gold", seed=1).keep()
+    remove("one", opened.outputs)
+    assert (root / "smoke" / "added").is_dir()
+    remove("two", opened.outputs)
+    assert {path.name for path in (root / "smoke").iterdir()} == before
 
 
 def test_half_a_batch_is_no_batch(kept, root):

@@ -103,7 +103,34 @@ def test_a_run_that_is_killed_before_any_write_is_finished_by_the_next(tmp_path,
     assert moment > 20
 
 
-@pytest.mark.parametrize("damage", ["cut off", "of others", "a folder", "without checksums"])
+@pytest.mark.parametrize("place", ["other", "work", "parts", "part", "draft", "its library"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_whatever_stands_where_unfinished_work_belongs_makes_way(tmp_path, place, kind):
+    outputs = Outputs("smoke", load_params("smoke"), tmp_path / "outputs")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    work = work_folder(outputs, "study", MADE_OF)
+    found = {
+        "other": outputs.folder / ".study-0000000000000000",
+        "work": work,
+        "parts": work / "parts",
+        "part": work / "parts" / "0001-0003",
+        "draft": work / "parts" / ".0001-0003.writing",
+        "its library": work / "0001-0003",
+    }[place]
+    if found.is_dir():
+        shutil.rmtree(found)
+    if kind == "file":
+        found.write_text("x")
+    else:
+        found.symlink_to(elsewhere)
+    run(outputs)
+    assert (outputs.folder / "study" / "all.csv").read_text() == "1"
+    assert elsewhere.is_dir()
+    assert not [path.name for path in outputs.folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another file", "of others", "a folder", "without checksums"])
 def test_unfinished_work_that_is_damaged_is_done_again(tmp_path, monkeypatch, capsys, damage):
     monkeypatch.setattr(unfinished, "_CHUNK", 3)
     outputs = Outputs("smoke", load_params("smoke"), tmp_path)
@@ -113,11 +140,14 @@ def test_unfinished_work_that_is_damaged_is_done_again(tmp_path, monkeypatch, ca
         part.folder.mkdir(parents=True)  # a library of its own, to be thrown away
         made.append(part.params.seeds)
         (draft / "part.csv").write_text(f"of {part.params.seeds}")
+        (draft / "more.csv").write_text("that not all parts have")
 
     work = work_folder(outputs, "study", MADE_OF)
     first, second, _ = parts_of(outputs, list(range(9)), work, ("part.csv",), make)
     if damage == "cut off":
         (first / "part.csv").write_text("of")
+    elif damage == "another file":
+        (first / "more.csv").unlink()
     elif damage == "of others":
         shutil.rmtree(first)
         shutil.copytree(second, first)

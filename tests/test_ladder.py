@@ -6,6 +6,8 @@ import pytest
 from lever_lib import ladder
 from lever_lib.columns import column_dictionary
 from lever_lib.envs.rewards import COMPONENTS, Component
+from lever_lib.errors import LeverError
+from lever_lib.params import Budget, Grid, Sarsa
 from lever_lib.recognise import check_sentences
 
 
@@ -56,6 +58,20 @@ def test_what_was_seen_early_is_seen_later(table):
     """Visits add up over a training, so what they allow does too."""
     believed = table.query("change == 'stopped' and method == 'exnonzero'").sort_values("value")["share"]
     assert (believed.diff().dropna() > -1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"libraries": {"X1": Budget(15, 0.9)}, "sarsa": Sarsa(snapshots=(0.5, 1.0))}, "too few for the snapshots"),
+        ({"grid": Grid(6, 12, 10, 7)}, "must fit"),
+        ({"grid": Grid(5, 3, 2, 9)}, "14 hazards"),
+    ],
+)
+def test_what_a_change_cannot_be_made_of_is_found_before_anything_is_trained(smoke_params, change, rule):
+    ladder.check_changes(smoke_params)
+    with pytest.raises(LeverError, match=rf"study: the ladder takes 20 snapshots .*{rule}"):
+        ladder.check_changes(replace(smoke_params, **change))
 
 
 def test_somebodys_own_objectives_stay_what_they_are(monkeypatch):

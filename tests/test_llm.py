@@ -1,3 +1,4 @@
+import html
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 import traceback
 from email.utils import formatdate
+from urllib.parse import quote
 
 import openai  # noqa: F401  before any clock starts
 import pytest
@@ -545,6 +547,25 @@ def test_no_secret_is_in_an_error_a_log_or_a_recording(access, hasty, step, logi
     for secret in (KEY, "pass-word-1234", sent, sent[:8]):
         assert secret not in shown
     assert "[key]" in shown or "x" * 200 in shown
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        html.escape,
+        quote,
+        lambda text: json.dumps(json.dumps(text)),
+        lambda text: text.replace("0", "&#48").replace("s", "&#115"),
+        *(
+            lambda text, blank=blank: text[:9] + blank + text[9:]
+            for blank in ("\\u0020", "%20", "&nbsp;", "\\f", "&#32;")
+        ),
+    ],
+)
+def test_a_secret_is_known_however_it_is_written(escape):
+    key = "sk-secret&key<0123456789>"
+    hidden = llm._Access("host", "http://host", key, None).hide(f"see {escape(key)} there")
+    assert hidden.replace('"', "").replace("\\", "") == "see [key] there"
 
 
 def test_no_secret_is_in_what_was_found():

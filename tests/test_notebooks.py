@@ -199,6 +199,7 @@ def test_search_is_shown_for_whatever_params_allow(smoke, smoke_outputs, monkeyp
     name = odd.split(":")[0]
     text = re.sub(rf"{name}: \w+", odd, (PARAMS_FOLDER / "smoke.yaml").read_text())
     assert odd in text
+    shutil.copy(PARAMS_FOLDER / "8x8.yaml", tmp_path)
     (tmp_path / "smoke.yaml").write_text(text)
     monkeypatch.setattr("lever_lib.params.PARAMS_FOLDER", tmp_path)
     monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
@@ -207,6 +208,14 @@ def test_search_is_shown_for_whatever_params_allow(smoke, smoke_outputs, monkeyp
     shown = {"display": lambda *_: None}
     exec("\n".join(cells).replace('spec = "8x8"', 'spec = "smoke"'), shown)
     assert len(shown["answer"].candidates) == (1 if name == "decompose" else 2)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"cells": [{"cell_type": "code"}]}', '{"cells": ['])
+def test_a_damaged_notebook_is_one_line(smoke_params, tmp_path, text):
+    path = tmp_path / "01_generation.ipynb"
+    path.write_text(text)
+    with pytest.raises(LeverError, match=r"01_generation\.ipynb: is damaged, no notebook can be read there"):
+        run_notebook(path, "smoke", Outputs("smoke", smoke_params, tmp_path))
 
 
 def test_a_kernel_that_does_not_start_is_one_line(smoke_params, monkeypatch, tmp_path):

@@ -60,6 +60,8 @@ def test_published_settings():
             "X1: {episodes: 50000,",
             ["['X1', 'X5']", "order of their episodes: ['X5', 'X1']"],
         ),
+        ("X1: {", "all: {", ["libraries = ['all', 'X5']", "other than 'all'"]),
+        ("[0.2, 0.4, 0.6, 0.8, 1.0]", "[0.9999996, 1.0]", ["snapshots = [0.9999996, 1.0]", "first six digits"]),
         ("model: gpt-5-nano", "modle: gpt-5-nano", ["llm.modle", "not a known key", "did you mean 'model'"]),
         ("timeout_s: 60.0", "timeout_s: 0", ["llm.timeout_s", "0", "greater than 0"]),
         ("tries: 3", "tries: 0", ["llm.tries", "0", "greater than or equal to 1"]),
