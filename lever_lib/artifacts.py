@@ -479,9 +479,7 @@ def examine(folder: Path) -> dict[str, Condition]:
     """Compare the files of a spec with its manifest, entry by entry; only the manifest if that is at fault."""
     manifest = folder / MANIFEST
     if not manifest.exists():
-        orphaned = folder.is_dir() and any(
-            path.is_dir() and path.name not in LASTING and not path.name.startswith(".") for path in folder.iterdir()
-        )
+        orphaned = folder.is_dir() and any(path.is_dir() and path.name in WRITTEN for path in folder.iterdir())
         orphaned = orphaned or orphans(folder)
         return {"manifest": Condition(True, [manifest], [])} if orphaned else {}
     try:

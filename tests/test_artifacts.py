@@ -127,6 +127,7 @@ def test_what_is_somebodys_own_outlives_a_reset(outputs):
     (outputs.folder / "my plots").mkdir()
     clear(outputs.folder)
     assert sorted(path.name for path in outputs.folder.iterdir()) == ["my notes.txt", "my plots"]
+    assert examine(outputs.folder) == {}
 
 
 def test_runs_are_known_by_what_they_write():
