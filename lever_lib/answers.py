@@ -130,8 +130,9 @@ def _in_full(found: pd.DataFrame) -> str:
 
 def _legend(level: float) -> str:
     return (
-        f"predicted, interval: return for what is asked, and where it lies in {level:.0%} of cases; return, share: "
-        "measured for what\nthe policy was trained for, and its share of the optimum; energy: joules of its training"
+        f"predicted, interval: return for what is asked, and where it lies in {100 * level:g}% of cases; "
+        "return, share: measured for what\nthe policy was trained for, and its share of the optimum; "
+        "energy: joules of its training"
     )
 
 

@@ -464,8 +464,7 @@ class Condition(NamedTuple):
     """What `examine` found of one manifest entry.
 
     Attributes:
-        built: False if no bulky file is there, as in a fresh clone: none of its own if it is of a study, of all runs if
-            it is of a run.
+        built: False if none of its bulky files is there, as in a fresh clone; nor, if it is of a run, any of a stage.
         missing: files that should be there.
         damaged: files that do not have their checksum.
     """
@@ -491,9 +490,9 @@ def examine(folder: Path) -> dict[str, Condition]:
         found["params"] = Condition(True, [], [params]) if params.is_file() else Condition(True, [params], [])
     bulky = {name: [file for file in entry["files"] if not is_published(file)] for name, entry in entries.items()}
     there = {name for name, files in bulky.items() if any((folder / file).exists() for file in files)}
-    ran = any(not outlives_runs(name) for name in there)
+    ran = any("/" not in name and not outlives_runs(name) for name in there)
     for name, entry in entries.items():
-        built = not bulky[name] or (name in there if outlives_runs(name) else ran)
+        built = not bulky[name] or name in there or (ran and not outlives_runs(name))
         wrong = [path for path in damaged_files(folder, entry) if built or is_published(str(path.relative_to(folder)))]
         missing = [path for path in wrong if not path.is_file()]
         found[name] = Condition(built, missing, [path for path in wrong if path.is_file()])

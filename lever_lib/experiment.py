@@ -187,7 +187,8 @@ def search_settings(params: Params) -> dict[str, Any]:
     settings = resolved(params)
     found = {name: settings["search"][name] for name in _SEARCH_READ}
     if params.search.decompose == "llm":
-        found |= {"llm": settings["llm"], "recording": recording_hash(params)}
+        found |= {name: settings["llm"][name] for name in ("model", "tries", "fallback")}
+        found["recording"] = recording_hash(params)
     return found
 
 

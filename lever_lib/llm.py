@@ -425,7 +425,8 @@ class _Access:
         if self.login is not None:
             secrets += [*self.login, base64.b64encode(":".join(self.login).encode()).decode()]
         for secret in sorted(secrets, key=len, reverse=True):
-            text = _repeated(secret).sub("[key]", text) if len(secret) >= _SECRET else text
+            if len(secret) >= _SECRET:
+                text = _repeated(secret).sub("[key]", text.replace(secret, "[key]"))
         return text
 
 
@@ -433,7 +434,10 @@ class _Access:
 def _repeated(secret: str) -> re.Pattern[str]:
     """What finds a secret as JSON, addresses or HTML may write it, with blanks in between."""
     blank = "|".join(["\\s", r"\\{1,9}[nrtfbv]", *(_escaped(one) for one in " \t\n\r\f\v\xa0")])
-    return re.compile(f"(?:{blank})*".join(rf"(?:(?:\\{{1,9}})?{re.escape(one)}|{_escaped(one)})" for one in secret))
+    # Atomic groups: whatever a server sends, nothing is tried in more than one way.
+    slashes = {one: r"(?:\\{1,9})?" for one in '"/'} | {"\\": r"\\{0,8}"}
+    letters = (rf"(?>{_escaped(one)}|{slashes.get(one, '')}{re.escape(one)})" for one in secret)
+    return re.compile(f"(?>(?:{blank})*)".join(letters))
 
 
 def _escaped(one: str) -> str:

@@ -195,7 +195,7 @@ def _key(path: Path, cells: list[tuple[str, str]], outputs: Outputs) -> str:
         "cells": cells,
         "params": resolved(outputs.params),
         "sources": {name: source_hash(name) for name in imported},
-        "data": {path.name: file_hash(path) for path in sorted((ROOT / "lever_lib" / "data").iterdir())},
+        "data": {path.name: file_hash(path) for path in sorted((ROOT / "lever_lib" / "data").glob("*.csv"))},
         "recording": recording_hash(outputs.params),
         "study": [file_hash(file) for file in study_files(outputs)] if "lever_lib.study" in imported else [],
         **{name: _lasting(name, outputs) for name, module in _SHOWN.items() if module in imported},

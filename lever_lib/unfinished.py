@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from lever_lib.artifacts import Outputs, delete, file_hash, shown
+from lever_lib.artifacts import Outputs, delete, file_hash, read_manifest, shown
 from lever_lib.bounded import read_bytes
 from lever_lib.errors import LeverError, writing_to
 from lever_lib.params import Deep
@@ -65,7 +65,8 @@ def parts_of(
         own = replace(outputs.params, seeds=tuple(chunk.tolist()), deep=Deep())
         with writing_to(shown(part)):
             delete(draft)
-            delete(work / part.name)
+            if not _can_go_on(work / part.name, outputs.spec):
+                delete(work / part.name)
             draft.mkdir()
             make(Outputs(outputs.spec, own, work / part.name), draft)
             sums = {"part": part.name, **{path.name: file_hash(path) for path in sorted(draft.iterdir())}}
@@ -74,6 +75,15 @@ def parts_of(
         draft.rename(part)
         shutil.rmtree(work / part.name)
     return parts
+
+
+def _can_go_on(root: Path, spec: str) -> bool:
+    """Whether a part's own outputs, of a run that was killed, can be gone on with."""
+    try:
+        read_manifest(root / spec)
+    except LeverError:
+        return False
+    return root.is_dir() and not root.is_symlink()
 
 
 def _is_whole(part: Path, files: tuple[str, ...]) -> bool:
