@@ -444,7 +444,8 @@ def _escaped(one: str) -> str:
     r"""Pattern of an escaped letter: `\u003c`, `%3c`, `&#60;`, `&#x3c;` and `&lt;` are the same."""
     code = f"{ord(one):x}"
     names = "|".join(sorted({re.escape(name.rstrip(";")) for name, letter in html5.items() if letter == one}))
-    html = rf"&(?:#0{{0,9}}{ord(one)}|#[xX]0{{0,9}}(?i:{code}){f'|{names}' if names else ''});?"
+    decimal, hexadecimal = rf"0{{0,9}}{ord(one)}(?:;|(?!\d))", rf"[xX]0{{0,9}}(?i:{code})(?:;|(?![\da-fA-F]))"
+    html = rf"&(?:#{decimal}|#{hexadecimal}{f'|(?:{names});?' if names else ''})"
     # JSON within JSON doubles backslashes; no more of them, for every start is tried.
     return rf"\\{{1,9}}u(?i:{code.zfill(4)})|%(?i:{code.zfill(2)})|{html}"
 
