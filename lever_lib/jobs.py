@@ -76,12 +76,12 @@ def _results(
 def _do_here(asker: int, function: Callable[[Job], Result], job: Job) -> Result:
     """Do a job, in a process of its own perhaps, which then ends with the one that asked for it."""
     if os.getpid() != asker:
-        end_with(asker)
+        _end_with(asker)
     return function(job)
 
 
 @cache
-def end_with(parent: int) -> None:
+def _end_with(parent: int) -> None:
     """End this process soon after its parent: one that is killed cannot tell its workers, whose jobs may take long."""
 
     def watch() -> None:
