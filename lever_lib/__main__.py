@@ -428,20 +428,21 @@ def _verified(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _reset(options: argparse.Namespace) -> None:
-    from lever_lib.artifacts import LASTING, clear, outputs_root, shown
+    from lever_lib.artifacts import MANIFEST, clear, outputs_root, shown
     from lever_lib.params import load_params
 
     load_params(options.spec)
     folder = outputs_root() / options.spec
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    deleted = folder.is_dir() and (options.yes or _agreed(f"delete {shown(folder)} ({size / 1e6:.1f} MB)? [y/N] "))
+    what = f"what runs wrote into {shown(folder)}"
+    deleted = folder.is_dir() and (options.yes or _agreed(f"delete {what}? [y/N] "))
     if deleted:
         clear(folder)
     if options.json:
         _say(json.dumps({"spec": options.spec, "deleted": deleted}))
     elif deleted:
-        kept = "".join(f"; {name}/ is kept" for name in LASTING if (folder / name).is_dir())
-        _say(f"deleted {shown(folder)}{kept}. What is in git comes back with git checkout, the rest with ./run_all.sh")
+        left = ", ".join(sorted(path.name for path in folder.glob("*") if path.name != MANIFEST))
+        what += f" (left: {left})" if left else ""
+        _say(f"deleted {what}. What is in git comes back with git checkout, the rest with ./run_all.sh")
     else:
         _say(f"nothing was deleted{'' if folder.is_dir() else f': {shown(folder)} is not there'}")
 

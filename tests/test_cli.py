@@ -379,7 +379,11 @@ def test_reset_asks_and_keeps_studies(copied):
     assert "nothing was deleted" in lever("reset", "--spec", "smoke", outputs=copied, answer="n\n").stdout
     assert "nothing was deleted" in lever("reset", "--spec", "smoke", outputs=copied, answer="\n").stdout
     assert (copied / "smoke" / "manifest.json").is_file()
-    assert lever("reset", "--spec", "smoke", outputs=copied, answer="y\n").returncode == 0
+    (copied / "smoke" / "my notes.txt").write_text("somebody's own\n")
+    said = lever("reset", "--spec", "smoke", outputs=copied, answer="y\n")
+    assert said.returncode == 0
+    assert "(left: my notes.txt, study)" in said.stdout
+    (copied / "smoke" / "my notes.txt").unlink()
     assert sorted(path.name for path in (copied / "smoke").iterdir()) == ["manifest.json", "study"]
     assert list(outputs.manifest()) == ["study"], "and they are still known"
     assert lever("verify", "--spec", "smoke", outputs=copied).returncode == 0
