@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -25,10 +25,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 from lever_lib.artifacts import ROOT, json_hash, shown
 from lever_lib.bounded import read_bytes
-from lever_lib.errors import LeverError, one_line
+from lever_lib.errors import LeverError, one_line, writing_to
 
 if TYPE_CHECKING:
     import httpx2
@@ -39,15 +41,18 @@ Messages = list[dict[str, str]]
 
 _LOG = logging.getLogger(__name__)
 _KEY, _URL, _HOME = "OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"
+_ALSO_SENT = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # by the client, if the environment has them
 _NO_KEY = "none"  # the client wants one; endpoints on one's own machine do not look at it
 _OFFLINE = "use `search.decompose: offline`"
 _LATER = f"try later, raise timeout_s or {_OFFLINE}"
 _BACKOFF, _MOST_BACKOFF = 0.25, 8.0  # seconds before a request is sent again, doubling up to the most
-_MOST_ANSWER = 100_000  # bytes of text
+_MOST_ANSWER = 30_000  # bytes of text
 _MOST_COUNT = 10**9  # tokens, and seconds, of an answer that anybody can believe
-_MOST_BODY = 2_000_000  # bytes: such an answer with every letter escaped, and what stands around it
+_MOST_BODY = 1_000_000  # bytes: such an answer with every letter escaped, and the thoughts that some models send along
 _MOST_TOLD_BACK, _MOST_REASON = 10_000, 300  # letters of an answer shown again, and of a reason in a message or log
+_BLANKS = " \t\n\r\f\v\xa0"
 _SECRET = 8  # letters; what is shorter is a dummy, and hiding it would hide parts of words
+_TOO_LONG = f"it is longer than {_MOST_ANSWER // 1000} kB"
 _OBJECT = re.compile(r'\{\s*["}]')  # how a JSON object starts; prose may hold other braces
 
 
@@ -175,10 +180,10 @@ def _object_in(answer: _Answer) -> dict[str, Any]:
         raise Refused(f"the model declined: {answer.content}")
     if answer.finish_reason == "length":
         raise Refused("it was cut off at the length limit")
+    if answer.finish_reason == _TOO_LONG or len((answer.content or "").encode()) > _MOST_ANSWER:
+        raise Refused(_TOO_LONG)
     if answer.content is None:
         raise Refused(f"it has no text (finish_reason {answer.finish_reason})")
-    if len(answer.content.encode()) > _MOST_ANSWER:
-        raise Refused(f"it is longer than {_MOST_ANSWER // 1000} kB")
     found: dict[bytes, dict[str, Any]] = {}
     start = _OBJECT.search(answer.content)
     while start:
@@ -205,6 +210,10 @@ class _Endpoint:
             _append(settings.record, b"")  # if it cannot be written, better now than after an answer that was paid for
         import openai  # takes a second: only who asks a model shall wait for it, and before the clock starts
 
+        for secret in self._access.secrets:
+            _repeated(secret)  # of long ones the pattern takes a second, too
+        for name in ("openai", "httpx2", "httpcore2"):  # they log what a server says, which may be the key
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._begun = self._since = time.monotonic()
         self._client = openai.OpenAI(
             api_key=self._access.key,
@@ -329,7 +338,7 @@ def _http_client(access: _Access) -> httpx2.Client:
             for chunk in self.whole:
                 size += len(chunk)
                 if size > _MOST_BODY:
-                    raise httpx2.ReadError(f"the answer is longer than {_MOST_BODY // 1_000_000} MB")
+                    raise httpx2.ReadError(f"the answer is longer than {_MOST_BODY // 1000} kB")
                 yield chunk
 
         def close(self) -> None:
@@ -360,19 +369,27 @@ def _read_answer(body: bytes) -> _Answer | _Failure:
     try:
         completion = json.loads(body)
     except (ValueError, RecursionError):
-        return _Failure(f"what came is no JSON: {body.decode(errors='replace')}", f"check {_URL}: most end in /v1")
+        return _Failure(f"what came is no JSON: {_bounded(body)}", f"check {_URL}: most end in /v1")
     completion = completion if isinstance(completion, dict) else {}
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
-        return _Failure(f"the answer has no choices: {body.decode(errors='replace')}")
+        return _Failure(f"the answer has no choices: {_bounded(body)}")
     usage = completion.get("usage")
     tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
     tokens = tokens if type(tokens) is int and 0 <= tokens < _MOST_COUNT else None
-    if refusal := _text(message.get("refusal")):
-        return _Answer(refusal, "refusal", tokens)
-    return _Answer(_text(message.get("content")), _text(choice.get("finish_reason")), tokens)
+    refusal, content, reason = (
+        _text(part) for part in (message.get("refusal"), message.get("content"), choice.get("finish_reason"))
+    )
+    if any(len((part or "").encode()) > _MOST_ANSWER for part in (refusal, content, reason)):
+        return _Answer(None, _TOO_LONG, tokens)
+    return _Answer(refusal, "refusal", tokens) if refusal else _Answer(content, reason, tokens)
+
+
+def _bounded(body: bytes) -> str:
+    """The text of a body; of one too long to look for secrets in it in no time, only how long it is."""
+    return body.decode(errors="replace") if len(body) <= _MOST_ANSWER else f"{len(body)} bytes"
 
 
 def _text(value: Any) -> str | None:
@@ -387,7 +404,8 @@ def _one_line(text: str) -> str:
 
 def _status_failure(error: openai.APIStatusError, model: str) -> _Failure:
     status = error.status_code
-    said = error.message if " - " in error.message else f"{error.message} - {error.response.text}"
+    said = _bounded(error.response.content)
+    said = f"Error code: {status} - {said}"
     if status in {408, 409, 429} or status >= 500:
         return _Failure(said, wait=_retry_after(error.response.headers.get("retry-after", "")))
     cures = {
@@ -418,36 +436,44 @@ class _Access:
     url: str  # without user and password: the client logs it
     key: str = field(repr=False)
     login: tuple[str, str] | None = field(repr=False)
+    others: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # of proxies on the way
 
     def hide(self, text: str) -> str:
         """A text without the secrets that an endpoint may have repeated in it, escaped and broken as may be."""
-        secrets = [self.key]
-        if self.login is not None:
-            secrets += [*self.login, base64.b64encode(":".join(self.login).encode()).decode()]
-        for secret in sorted(secrets, key=len, reverse=True):
-            if len(secret) >= _SECRET:
-                text = _repeated(secret).sub("[key]", text.replace(secret, "[key]"))
+        for secret in self.secrets:
+            text = _repeated(secret).sub("[key]", text.replace(secret, "[key]"))
         return text
+
+    @property
+    def secrets(self) -> list[str]:
+        """What is hidden, the longest first."""
+        secrets = [self.key]
+        for login in (*self.others, *([self.login] if self.login else [])):
+            secrets += [*login, base64.b64encode(":".join(login).encode()).decode()]
+        return sorted((secret for secret in secrets if len(secret) >= _SECRET), key=len, reverse=True)
 
 
 @cache
 def _repeated(secret: str) -> re.Pattern[str]:
     """What finds a secret as JSON, addresses or HTML may write it, with blanks in between."""
-    blank = "|".join(["\\s", r"\\{1,9}[nrtfbv]", *(_escaped(one) for one in " \t\n\r\f\v\xa0")])
+    blank = rf"\s|\\{{1,9}}[nrtfbv]|{_escaped(_BLANKS)}"
     # Atomic groups: whatever a server sends, nothing is tried in more than one way.
     slashes = {one: r"(?:\\{1,9})?" for one in '"/'} | {"\\": r"\\{0,8}"}
     letters = (rf"(?>{_escaped(one)}|{slashes.get(one, '')}{re.escape(one)})" for one in secret)
     return re.compile(f"(?>(?:{blank})*)".join(letters))
 
 
-def _escaped(one: str) -> str:
-    r"""Pattern of an escaped letter: `\u003c`, `%3c`, `&#60;`, `&#x3c;` and `&lt;` are the same."""
-    code = f"{ord(one):x}"
-    names = "|".join(sorted({re.escape(name.rstrip(";")) for name, letter in html5.items() if letter == one}))
-    decimal, hexadecimal = rf"0{{0,9}}{ord(one)}(?:;|(?!\d))", rf"[xX]0{{0,9}}(?i:{code})(?:;|(?![\da-fA-F]))"
+@cache
+def _escaped(letters: str) -> str:
+    r"""Pattern of any of some letters, escaped: `\u003c`, `%3c`, `&#60;`, `&#x3c;` and `&lt;` are the same."""
+    codes = [f"{ord(one):x}" for one in letters]
+    four, two, code = ("|".join(code.zfill(width) for code in codes) for width in (4, 2, 1))
+    names = "|".join(sorted({re.escape(name.rstrip(";")) for name, letter in html5.items() if letter in [*letters]}))
+    decimal = rf"0{{0,9}}(?:{'|'.join(str(ord(one)) for one in letters)})(?:;|(?!\d))"
+    hexadecimal = rf"[xX]0{{0,9}}(?i:{code})(?:;|(?![\da-fA-F]))"
     html = rf"&(?:#{decimal}|#{hexadecimal}{f'|(?:{names});?' if names else ''})"
     # JSON within JSON doubles backslashes; no more of them, for every start is tried.
-    return rf"\\{{1,9}}u(?i:{code.zfill(4)})|%(?i:{code.zfill(2)})|{html}"
+    return rf"\\{{1,9}}u(?i:{four})|%(?i:{two})|{html}"
 
 
 def _find_access(model: str) -> _Access:
@@ -457,19 +483,30 @@ def _find_access(model: str) -> _Access:
     key, url = values.get(_KEY, "").strip(), values.get(_URL, "").strip()
     if not key and not url:
         raise LLMError(f"no key for {model}: set {_KEY} in the environment or in .env, or {_OFFLINE}")
-    if not re.fullmatch(r"[!-~]*", key):
-        raise LLMError(f"{_KEY}: must be ASCII without blanks")
+    for name, value in ((_KEY, key), *((name, os.environ.get(name, "")) for name in _ALSO_SENT)):
+        if not re.fullmatch(r"[!-~]*", value):
+            raise LLMError(f"{name}: must be ASCII without blanks")
     import httpx2  # what it makes of an address is what counts: the client goes there
 
     try:
         parts = httpx2.URL(url or _HOME)
         sound = parts.scheme in {"http", "https"} and parts.host and (parts.port or 0) < 65536
+        sound = sound and not parts.query and not parts.fragment  # a path is put behind it
     except httpx2.InvalidURL:
         sound = False
     if not sound:
-        raise LLMError(f"{_URL}: must be an address like {_HOME}")
+        raise LLMError(f"{_URL}: must be an address like {_HOME}, without ? and #")
     login = (parts.username, parts.password) if parts.username else None
-    return _Access(parts.host, str(parts.copy_with(userinfo=b"")), key or _NO_KEY, login)
+    return _Access(parts.host, str(parts.copy_with(userinfo=b"")), key or _NO_KEY, login, tuple(_proxy_logins()))
+
+
+def _proxy_logins() -> Iterator[tuple[str, str]]:
+    """Users and passwords of the proxies that the environment names."""
+    for address in getproxies().values():
+        with suppress(ValueError):  # who connects will say that it is none
+            parts = urlsplit(address)
+            if parts.username:
+                yield unquote(parts.username), unquote(parts.password or "")
 
 
 def _dotenv(path: Path) -> dict[str, str]:
@@ -477,6 +514,7 @@ def _dotenv(path: Path) -> dict[str, str]:
         return {}
     from dotenv import dotenv_values
 
+    logging.getLogger("dotenv").setLevel(logging.ERROR)  # a line for each that it cannot read
     text = read_bytes(path).decode(errors="replace")
     return {name: value for name, value in dotenv_values(stream=io.StringIO(text), interpolate=False).items() if value}
 
@@ -534,11 +572,12 @@ def _exchange_key(model: str, messages: Messages, schema: dict) -> str:
 
 def _append(path: Path, line: bytes) -> None:
     """Append in one write, so that neither an interrupt nor another process can leave half a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without waiting: a pipe that nobody reads is no place for a recording.
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
-    try:
-        if os.write(file, line) != len(line):
-            raise LLMError(f"{shown(path)}: could not be written to the end; is the disk full?")
-    finally:
-        os.close(file)
+    with writing_to(shown(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without waiting: a pipe that nobody reads is no place for a recording.
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
+        try:
+            if os.write(file, line) != len(line):
+                raise LLMError(f"{shown(path)}: could not be written to the end; is the disk full?")
+        finally:
+            os.close(file)

@@ -12,7 +12,7 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -27,7 +27,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _ADDRESS = re.compile(r"tcp://[^\s/:]+:[0-9]{1,5}")
 _SPEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # of a file, too
 MOST_CELLS_A_SIDE = 128
-_MOST = 1_000_000  # bytes of a params file
+_MOST = 100_000  # bytes of a params file
 _PathName = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 
@@ -289,9 +289,9 @@ def load_params(spec: str) -> Params:
 def parse_params(text: str | bytes, source: str = "params") -> Params:
     """Check the YAML text of a params file; `source` is how errors call it."""
     try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)
-        # What JSON cannot say (dates, sets, endless references) is no setting either.
-        plain = json.dumps(raw, default=str)
+        raw = yaml.load(text, Loader=_Loader)
+        plain = json.dumps(raw, ensure_ascii=False, default=_no_setting)
+        plain.encode()  # half letters are no text
     except (
         yaml.YAMLError,
         ValueError,
@@ -317,11 +317,25 @@ def resolved(params: Params) -> dict[str, Any]:
     return TypeAdapter(Params).dump_python(params, mode="json")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice, instead of keeping the last one silently, and references.
+def _no_setting(value: Any) -> None:
+    raise TypeError(f"{_short(value)} is no text, number, list or mapping")
 
-    A few lines of references to references stand for more than fits into any memory.
+
+class _Loader(yaml.SafeLoader):
+    """Safe loader that reads numbers as people write them, and refuses a key given twice, and references.
+
+    To YAML 1.1, which PyYAML speaks, 0010 is eight, 1:30 is ninety and 1e-3 is a word. Here numbers are decimal, as in
+    YAML 1.2. A few lines of references to references stand for more than fits into any memory.
     """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in known if tag.rsplit(":", 1)[1] in ("bool", "null")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number in decimal digits."""
+        return int(self.construct_scalar(node))
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node; raises `yaml.YAMLError` where it is a reference to another one."""
@@ -344,6 +358,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+
+_DIGITS = "[0-9]+(?:_[0-9]+)*"
+_FLOAT = rf"[-+]?(?:\.[0-9]+|{_DIGITS}(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+for _kind, _pattern in (("int", rf"[-+]?{_DIGITS}"), ("float", _FLOAT)):  # the first that fits counts
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 _UNKNOWN_KEY = {"unexpected_keyword_argument", "extra_forbidden"}
 

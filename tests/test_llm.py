@@ -1,7 +1,9 @@
+import base64
 import html
 import json
 import logging
 import os
+import random
 import re
 import signal
 import socket
@@ -140,9 +142,9 @@ TOLD_BACK = {
     "no number": (says('{"n": NaN}'), "it is no JSON"),
     "no finite number": (says('{"n": 1e999}'), "it is no JSON"),
     "half a letter": (says('{"n": "\\ud800"}'), "it is no JSON"),
-    "endless brackets": (says('{"n": ' + "[" * 50_000), "it is no JSON"),
-    "endless digits": (says('{"n": ' + "1" * 50_000 + "}"), "it is no JSON"),
-    "too long": (says(json.dumps({"n": 7, "m": "x" * 100_000})), "it is longer than 100 kB"),
+    "endless brackets": (says('{"n": ' + "[" * 20_000), "it is no JSON"),
+    "endless digits": (says('{"n": ' + "1" * 20_000 + "}"), "it is no JSON"),
+    "too long": (says(json.dumps({"n": 7, "m": "x" * 30_000})), "it is longer than 30 kB"),
     "null": (says(None), "it has no text (finish_reason stop)"),
     "parts": (says([{"type": "text", "text": GOOD}]), "it has no text (finish_reason stop)"),
     "declined": (says(None, refusal="I do not count."), "the model declined: I do not count."),
@@ -197,8 +199,8 @@ AGAIN = {
     "null message": (sends(200, '{"choices": [{"message": null}]}'), "has no choices"),
     "null": (sends(200, "null"), "has no choices"),
     "dropped": (hangs_up, "the connection failed"),
-    "no end": (floods, "longer than 2 MB"),
-    "no end of an error": (floods_with(500), "longer than 2 MB"),
+    "no end": (floods, "longer than 1000 kB"),
+    "no end of an error": (floods_with(500), "longer than 1000 kB"),
     "compressed": (sends(200, "{}", content_encoding="gzip"), "compressed, which was not asked for"),
     "no encoding of a text": (sends(500, "on fire", "text/html; charset=base64"), "on fire"),
     "nor of bytes": (sends(500, "on fire", "text/html; charset=rot13"), "on fire"),
@@ -224,8 +226,44 @@ def test_connections_that_cannot_be_made_are_one_line(access, monkeypatch, name,
 def test_a_pipe_is_no_place_for_a_recording(access, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     access("http://127.0.0.1:1/v1")
-    with pytest.raises(OSError, match="pipe"):
+    with pytest.raises(LeverError, match="pipe: cannot be written"):
         ask(record=tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/v1?api-key=x", "http://127.0.0.1:1/v1#x"])
+def test_an_address_ends_with_its_path(access, address):
+    access(address)
+    assert "without ? and #" in refusal(tries=1)
+
+
+def test_what_else_is_sent_must_be_sendable(access, monkeypatch):
+    access("http://127.0.0.1:1/v1")
+    monkeypatch.setenv("OPENAI_ORG_ID", "a\nb")
+    assert refusal(tries=1).startswith("OPENAI_ORG_ID: must be ASCII")
+
+
+def test_the_login_of_a_proxy_is_hidden(access, monkeypatch):
+    access("http://somewhere.invalid/v1")
+
+    def repeats(handler):
+        handler.send(407, handler.headers["Proxy-Authorization"])
+
+    with LLMServer(repeats) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("http://", "http://somebody:open%20sesame@"))
+        line = refusal(tries=1)
+    assert "[key]" in line
+    assert not any(
+        secret in line for secret in ("somebody", "sesame", base64.b64encode(b"somebody:open sesame").decode())
+    )
+
+
+def test_hiding_takes_no_time_worth_mentioning(access, monkeypatch):
+    key = "".join(random.Random(0).choices("abcdefghijklm", k=1500))
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with LLMServer(sends(500, key[:-1] * 600)) as server:
+        access(server.url, key)
+        llm._repeated(key)  # before the clock starts
+        assert "899400 bytes" in refusal(tries=1, timeout_s=2)
 
 
 @pytest.mark.parametrize(("step", "reason"), AGAIN.values(), ids=AGAIN)
@@ -504,6 +542,14 @@ def answer_with(text):
     return json.dumps(completion(text))
 
 
+def in_the_headers(handler):
+    """Says it where clients log it."""
+    said = handler.headers["Authorization"]
+    handler.send_response(401, said)
+    handler.send_header("x-request-id", said)
+    handler.end_headers()
+
+
 ECHOES = {
     "401": echoes(401, '{"error": {"message": "bad header {}"}}'),
     "400": echoes(400, "{}"),
@@ -519,6 +565,7 @@ ECHOES = {
     ),
     "escaped by others": echoes(401, "<p>{}</p>", lambda text: text.replace("s", "&#x73;").replace("p", "%70")),
     "broken": echoes(401, "{}", lambda text: text[:12] + "\n" + text[12:]),
+    "in the headers": in_the_headers,
 }
 
 
@@ -546,7 +593,7 @@ def test_no_secret_is_in_an_error_a_log_or_a_recording(access, hasty, step, logi
     shown += json.dumps([request["body"] for request in server.requests])
     for secret in (KEY, "pass-word-1234", sent, sent[:8]):
         assert secret not in shown
-    assert "[key]" in shown or "x" * 200 in shown
+    assert "[key]" in shown or "x" * 200 in shown or step is in_the_headers
 
 
 @pytest.mark.parametrize(
@@ -705,7 +752,7 @@ def test_half_letters_of_a_recording_are_no_letters(access, tmp_path):
 def test_a_recording_that_cannot_be_written_is_found_out_before_asking(access, tmp_path):
     with LLMServer(says(GOOD)) as server:
         access(server.url)
-        with pytest.raises(OSError, match="directory"):
+        with pytest.raises(LeverError, match="directory"):
             ask(record=tmp_path)
     assert server.requests == []
 

@@ -38,7 +38,7 @@ def test_published_settings():
         ("size: 6", "size: true", ["grid.size", "True", "integer"]),
         ("golds: 4", "golds: 40", ["grid", "47", "36 cells"]),
         ("golds: 4", "golds: 60", ["grid", "golds = 60", "at most 50"]),
-        ("alpha: 0.1", "alpha: 1e-1", ["sarsa.alpha", "'1e-1'", "number"]),
+        ("alpha: 0.1", "alpha: 1:30", ["sarsa.alpha", "'1:30'", "number"]),
         ("alpha: 0.1", "alpha: .nan", ["sarsa.alpha", "nan"]),
         ("[0, 1, 2]", "[0, 0, 1]", ["seeds", "[0, 0, 1]", "different"]),
         ("[0, 1, 2]", "[0, 1.5, 2]", ["seeds.1", "1.5", "integer"]),
@@ -69,12 +69,15 @@ def test_published_settings():
         ("record: null", "record: 7", ["llm.record", "7", "string"]),
         ("root_seed: 0", "root_seed: 0\nscale: {vectors: [10]}", ["scale.vectors.0", "10", "equal to 100"]),
         ("root_seed: 0", "root_seed: [", ["not readable as YAML"]),
-        ("root_seed: 0", "2020-01-01: 1", ["not readable as YAML"]),
-        ("root_seed: 0", "root_seed: 2026-13-45", ["not readable as YAML"]),
+        ("root_seed: 0", "2020-01-01: 1", ["2020-01-01", "not a known key"]),
+        ("root_seed: 0", "root_seed: 2026-11-15", ["root_seed", "'2026-11-15'", "integer"]),
         ("root_seed: 0", "root_seed: !!int x", ["not readable as YAML"]),
         ("root_seed: 0", "root_seed: &a [*a]", ["not readable as YAML"]),
         ("root_seed: 0", f"root_seed: {'9' * 5000}", ["params/mine.yaml"]),
-        ("root_seed: 0", "root_seed: !!binary aGk=", ["root_seed", "integer"]),
+        ("root_seed: 0", "root_seed: !!binary aGk=", ["b'hi'", "no text, number"]),
+        ("root_seed: 0", "root_seed: 0x10", ["root_seed", "'0x10'", "integer"]),
+        ("model: gpt-5-nano", 'model: "\\ud800"', ["surrogates"]),
+        ("root_seed: 0", "root_seed: 0\n<<: {a: 1}", ["<<", "not a known key"]),
         ("root_seed: 0", "root_seed: !!python/object/apply:os.system [ls]", ["not readable as YAML"]),
     ],
 )
@@ -87,6 +90,19 @@ def test_a_wrong_value_is_one_line_with_file_key_value_and_rule(old, new, parts)
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("written", "seeds", "alpha"),
+    [
+        ("[0010, 0011, 0018]", (10, 11, 18), "1e-1"),
+        ("[1_0, +1, 08]", (10, 1, 8), ".1"),
+        ("[00, 1, 2]", (0, 1, 2), "1.0E-01"),
+    ],
+)
+def test_numbers_are_decimal(written, seeds, alpha):
+    read = parse_params(SMOKE.replace("[0, 1, 2]", written).replace("alpha: 0.1", f"alpha: {alpha}"))
+    assert (read.seeds, read.sarsa.alpha) == (seeds, 0.1)
 
 
 @pytest.mark.parametrize("spec", ["../../etc", "", "nope", "a/b", ".hidden"])
