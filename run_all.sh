@@ -27,7 +27,8 @@ usage() { sed -n '2,11s/^# \{0,1\}//p' "$here"; }
 installed_here() {
   local root
   root=$(pwd -P)
-  [[ $(cd / && "$root/.venv/bin/python" -c 'import lever_lib; print(lever_lib.__path__[0])' 2>/dev/null) == "$root/lever_lib" ]]
+  # Found, not imported: an error in the sources is none of .venv.
+  [[ $(cd / && "$root/.venv/bin/python" -c 'import importlib.util as u; print(u.find_spec("lever_lib").submodule_search_locations[0])' 2>/dev/null) == "$root/lever_lib" ]]
 }
 
 set_up() {

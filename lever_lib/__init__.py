@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,10 @@ def _keep_kernels_true() -> None:
     folder = place / f"kernels-{sources[:16]}"
     if os.environ.get("NUMBA_CACHE_DIR", "").endswith(folder.name):
         return  # inherited from a process that runs the same sources
-    if not folder.exists():
-        for old in folder.parent.glob("kernels-*"):
-            shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):  # a home that must not be entered
+        if not folder.exists():
+            for old in folder.parent.glob("kernels-*"):
+                shutil.rmtree(old, ignore_errors=True)
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
 
 

@@ -251,7 +251,10 @@ def _converse(opened: OpenLibrary, options: argparse.Namespace) -> None:
         if people:
             sys.stdout.write("> ")
             sys.stdout.flush()
-        line = sys.stdin.readline(LONGEST + 2)  # the end of an endless line is not waited for
+        line = sys.stdin.readline(LONGEST + 2)  # an endless line is not taken in at once
+        rest = line
+        while len(rest) == LONGEST + 2 and not rest.endswith("\n"):
+            rest = sys.stdin.readline(LONGEST + 2)  # and belongs to no other question
         if not line.strip():
             if line and not people:
                 continue  # between questions of a file
@@ -279,7 +282,8 @@ def _decompose(options: argparse.Namespace) -> None:
 
     if options.file:
         try:
-            lines = read_bytes(options.file).decode("utf-8-sig").removesuffix("\n").split("\n")
+            text = read_bytes(options.file).decode("utf-8-sig").replace("\r\n", "\n")
+            lines = text.removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise LeverError(f"--file {options.file}: cannot be read as text ({type(error).__name__})") from None
     else:
@@ -390,13 +394,15 @@ def _remove(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from lever_lib.artifacts import examine, outputs_root, shown
+    from lever_lib.artifacts import MANIFEST, examine, outputs_root, shown
     from lever_lib.params import available_specs, load_params
 
     if options.spec is not None:
         load_params(options.spec)
     root = outputs_root()
-    specs = [options.spec] if options.spec else [spec for spec in available_specs() if (root / spec).is_dir()]
+    found = {spec for spec in available_specs() if (root / spec).is_dir()}
+    found |= {path.parent.name for path in root.glob(f"*/{MANIFEST}")}  # though their params may be gone
+    specs = [options.spec] if options.spec else sorted(found)
     report: dict[str, Any] = {
         spec: {
             name: {

@@ -21,6 +21,7 @@ import numpy as np
 
 from lever_lib.artifacts import ADDED, Outputs, damaged_files, json_hash, shown
 from lever_lib.envs.gridworld import Layout
+from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.files import read_json
 from lever_lib.library import Library, load_records, save_records
@@ -99,10 +100,16 @@ def _added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list
             batch = f"{shown(outputs.folder / name)}: holds no policies that were added ({reason})"
             raise MissingArtifactError(f"{batch}; remove {json.dumps(name)} with `remove`") from None
         for record, seconds, world in timed:
-            known = record.seed in worlds and _world(worlds[record.seed]) == world
-            fits = known and record.library in library.params.libraries
-            if not fits or record.policy_id in own_names:
-                reason = "the library has its own of that name" if fits else "it was added to another world"
+            reason = None
+            if record.seed not in worlds or _world(worlds[record.seed]) != world:
+                reason = "it was added to another world"
+            elif record.library not in library.params.libraries:
+                reason = f"there is no training budget {record.library!r} any more"
+            elif record.policy_id in own_names:
+                reason = "the library has its own of that name"
+            elif not set(record.setup.split("-")) <= set(COMPONENTS):
+                reason = f"there is no reward {record.setup!r} any more"
+            if reason:
                 text = "%s: policy %s is left out, as %s; remove it with `remove`"
                 logging.getLogger(__name__).warning(text, library.spec, record.policy_id, reason)
                 continue

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from lever_lib.envs.gridworld import ACTION_NAMES, ACTIONS, Layout, layout_from_
 from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.jobs import run_jobs
-from lever_lib.library import Library
+from lever_lib.library import Library, as_numbers
 from lever_lib.params import Params, load_params
 from lever_lib.planning import optimum
 from lever_lib.policies.base import CellPolicy, PolicyRecord, greedy_actions
@@ -174,7 +175,7 @@ class OpenLibrary:
         composer = find_method(method)
         if not isinstance(filters, Filters | None) or not isinstance(filter_energy, bool):
             raise LeverError(f"filters = {filters!r}, filter_energy = {filter_energy!r}: must be Filters, and a bool")
-        if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+        if top_k is not None and (not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 1):
             raise LeverError(f"top_k = {top_k!r}: must be a whole number, at least 1")
         top_k = settings.top_k if top_k is None else top_k
         count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
@@ -293,7 +294,7 @@ class OpenLibrary:
         Raises:
             LeverError: if there is no such policy, or none passes.
         """
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
             raise LeverError(f"count = {count!r}: must be a whole number, at least 1")
         if not isinstance(filters, Filters | None):
             raise LeverError(f"filters = {filters!r}: must be Filters")
@@ -325,7 +326,7 @@ class OpenLibrary:
         return Pool(layout, system, q_tables, visits, self.params.sarsa.alpha), rows
 
     def with_records(
-        self, records: Sequence[PolicyRecord], layouts: Sequence[Layout] = (), embedding: str | None = None
+        self, records: Iterable[PolicyRecord], layouts: Iterable[Layout] = (), embedding: str | None = None
     ) -> OpenLibrary:
         """This library with further policies, from whatever source, ready to be asked; files stay as they are.
 
@@ -338,8 +339,6 @@ class OpenLibrary:
         Raises:
             LeverError: if a name is taken or a table does not fit.
         """
-        if not all(isinstance(record, PolicyRecord) for record in records):
-            raise LeverError("records: must be of PolicyRecord")
         policies = self.library.joined(records, layouts)
         retriever = replace(
             self.retriever,
@@ -376,7 +375,7 @@ class OpenLibrary:
         layout, system = self.library.layout(seed), self.library.system(setup)
         name = self.library.check_library(list(self.params.libraries)[-1] if library is None else library)
         shape = self.library.q_tables.shape[1:]
-        q_table = _numbers("q_table", q_table, shape).astype(np.float64)
+        q_table = as_numbers("q_table", q_table, shape).astype(np.float64)
         episode = evaluate(CellPolicy(greedy_actions(q_table)), layout, system)
         moved = len(episode.cells) - 1  # a bump at the end is no step
         record = PolicyRecord(
@@ -389,7 +388,7 @@ class OpenLibrary:
             episodes=0,
             description=system.sentence if description is None else description,
             q_table=q_table,
-            visits=np.zeros(q_table.shape, np.int64) if visits is None else _numbers("visits", visits, shape),
+            visits=np.zeros(q_table.shape, np.int64) if visits is None else as_numbers("visits", visits, shape),
             episode=record_episode(layout, episode.cells, episode.actions[:moved]),
             train_seconds=np.nan,
         )
@@ -433,20 +432,6 @@ class OpenLibrary:
         return replace(self, stored=len(self.library.policies))
 
 
-def _numbers(name: str, table: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """`table` as finite real numbers of a shape, else a `LeverError`."""
-    try:
-        found = np.array(table)
-    except ValueError:  # rows of different lengths
-        found = np.empty(0, dtype=object)
-    if found.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-            found = found.astype(np.float64)
-    if found.dtype.kind not in "biuf" or found.shape != shape or not np.isfinite(found).all():
-        raise LeverError(f"{name}: must be finite numbers of shape {shape}, is {found.dtype} of shape {found.shape}")
-    return found
-
-
 def open_library(spec: str = "8x8", root: str | Path | None = None) -> OpenLibrary:
     """Open what notebooks 01 to 04 have written for a spec.
 
@@ -457,10 +442,10 @@ def open_library(spec: str = "8x8", root: str | Path | None = None) -> OpenLibra
     Raises:
         LeverError: if the spec is unknown, or a stage is absent, damaged or out of date.
     """
-    if not isinstance(root, str | os.PathLike | None) or "\0" in str(root):
+    if not isinstance(root, str | os.PathLike | None) or root == "" or "\0" in str(root):
         raise LeverError(f"root = {root!r}: must be the name of a folder")
     params = load_params(spec)
-    outputs = Outputs(spec, params, Path(root) if root else None)
+    outputs = Outputs(spec, params, None if root is None else Path(root))
     with outputs.reading():
         policies = library.load_library(params, outputs)
         embeddings = pi2vec.load_embeddings(params, outputs)

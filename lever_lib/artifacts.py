@@ -37,6 +37,10 @@ _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE.parent
 # As this process loads them: what comes of an edit that is made meanwhile must not count as made by the edited code.
 SOURCES = {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))}
+CODE = hashlib.sha256(b"\0".join(SOURCES.values())).hexdigest()  # processes that share it compute the same
+CODE_WANTED = "LEVER_CODE"  # in the environment of a kernel that a run starts
+if os.environ.get(CODE_WANTED, CODE) != CODE:
+    raise LeverError("lever_lib was changed while this run goes on; run the same command again")
 MANIFEST = "manifest.json"
 PARAMS = "params.yaml"
 _PART = re.compile(r"[A-Za-z0-9_][\w .+-]*", re.ASCII)  # of a file's path, as stages name them
@@ -118,6 +122,11 @@ class Outputs:
         self.spec = spec
         self.params = params
         self.folder = (root or outputs_root()) / spec
+        try:
+            str(self.folder).encode()
+        except UnicodeEncodeError:
+            rule = "must be a name in UTF-8, or tables cannot be read there"
+            raise LeverError(f"outputs folder {str(self.folder)!r}: {rule}") from None
 
     def manifest(self) -> dict[str, Any]:
         """Entries by stage; empty if nothing was built."""
@@ -350,12 +359,8 @@ class Outputs:
             MissingArtifactError: if the manifest is missing, or damaged, and they are not.
         """
         self.manifest()
-        lost = orphans(self.folder)
-        if lost:
-            raise MissingArtifactError(
-                f"{shown(self.folder / MANIFEST)}: is missing, and nothing else tells what {', '.join(lost)} holds; "
-                "take it from git, or delete the folder to start over"
-            )
+        if orphans(self.folder):
+            raise _forgotten(self.folder)
 
     def sweep(self) -> None:
         """Delete what killed processes left half written or half deleted."""
@@ -416,11 +421,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         checksum, stages = content.pop("checksum"), content["stages"]
         if checksum != json_hash(content) or not isinstance(content["params"], str | None):
             raise ValueError
+        if content["spec"] != folder.name:  # renamed or copied: what it lists says so in many places
+            raise MissingArtifactError(
+                f"{shown(path)}: is of spec {content['spec']!r}, not {folder.name!r}; delete the folder and run again"
+            )
         for name, entry in stages.items():
             if not all(isinstance(value, str) for value in (entry["key"], *entry["files"].values())):
                 raise TypeError
             if not _HASH.fullmatch(entry.get("made_of", "0" * 64)) or not all(map(_is_inside, (name, *entry["files"]))):
                 raise ValueError
+    except MissingArtifactError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # or no file
         raise MissingArtifactError(
             f"{shown(path)}: not a readable manifest; take it from git, or delete the folder and run again"
@@ -443,6 +454,14 @@ def made_up(folder: Path, stage: Stage, file: str, rule: str) -> MissingArtifact
 def orphans(folder: Path) -> list[str]:
     """Folders of studies that hold something, where there is no manifest."""
     return [] if (folder / MANIFEST).exists() else studies(folder)
+
+
+def _forgotten(folder: Path) -> MissingArtifactError:
+    lost = ", ".join(orphans(folder))
+    return MissingArtifactError(
+        f"{shown(folder / MANIFEST)}: is missing, and nothing else tells what {lost} holds; "
+        "take it from git, or delete the folder to start over"
+    )
 
 
 def studies(folder: Path) -> list[str]:
@@ -476,6 +495,13 @@ class Condition(NamedTuple):
 
 def examine(folder: Path) -> dict[str, Condition]:
     """Compare the files of a spec with its manifest, entry by entry; only the manifest if that is at fault."""
+    try:
+        return _examine(folder)
+    except OSError as error:  # of a folder that must not be read
+        return {"folder": Condition(True, [], [Path(error.filename or folder)])}
+
+
+def _examine(folder: Path) -> dict[str, Condition]:
     manifest = folder / MANIFEST
     if not manifest.exists():
         orphaned = folder.is_dir() and any(path.is_dir() and path.name in WRITTEN for path in folder.iterdir())
@@ -512,20 +538,23 @@ def clear(folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     written = list(WRITTEN)
+    known = bool(studies(folder))  # even if no entry tells of them, a manifest does that none is missing
     try:
+        if orphans(folder):
+            raise _forgotten(folder)
         stages = read_manifest(folder)
         kept = {name: entry for name, entry in stages.items() if outlives_runs(name)}
         written += stages.keys() - kept.keys()
     except MissingArtifactError:
-        if studies(folder):  # nothing else knows what they hold
+        if known:  # nothing else knows what they hold
             raise
         kept = {}
     delete(folder / PARAMS)
-    if kept:
+    if known or kept:
         _write_manifest(folder, kept)  # first, so that whatever happens now they are known
     for path in folder.iterdir():
         ours = any(fnmatchcase(path.name, pattern) for pattern in written)
-        if ours and not (kept and path.name == MANIFEST):
+        if ours and not ((known or kept) and path.name == MANIFEST):
             delete(path)
     if not any(folder.iterdir()):
         if folder.is_symlink():
@@ -565,6 +594,16 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_code() -> None:
+    """Refuse to go on with sources that are no longer what this process has loaded.
+
+    Raises:
+        LeverError: if one was changed.
+    """
+    if {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))} != SOURCES:
+        raise LeverError("lever_lib was changed while this run went on; run the same command again")
 
 
 @cache

@@ -16,7 +16,7 @@ to the optimum splits into what the support lacks and what the composer lost.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -161,8 +161,8 @@ def register(
     """
     if not isinstance(name, str) or not name.isprintable() or not name.strip():
         raise LeverError(f"name = {name!r}: must be a line of text")
-    if rung not in range(4):
-        raise LeverError(f"rung = {rung}: must be 0, 1, 2 or 3")
+    if not isinstance(rung, int) or rung not in range(4):
+        raise LeverError(f"rung = {rung!r}: must be 0, 1, 2 or 3")
     if not isinstance(least_visits, int) or least_visits < 1:
         raise LeverError(f"least_visits = {least_visits!r}: must be a whole number, at least 1")
 
@@ -384,6 +384,8 @@ class Pool:
                 f"method {method.name!r}: its actions must be an array of whole numbers up to {most}, one for each of "
                 f"{cells} cells, or for each state"
             )
+        if isinstance(policy, CellPolicy) and policy.actions.dtype != np.int8:  # as kernels know it
+            return replace(policy, actions=policy.actions.astype(np.int8))
         return policy
 
     def _can_act(self, actions: np.ndarray) -> bool:

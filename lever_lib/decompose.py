@@ -249,6 +249,15 @@ def _by_model(
     )
 
 
+def check_model(model: LanguageModel) -> None:
+    """See that a language model can be asked, without asking it.
+
+    Raises:
+        LeverError: on a missing key, an address or a recording that cannot be used.
+    """
+    llm.check(_settings(model))
+
+
 def _settings(model: LanguageModel) -> llm.Settings:
     """Params as the door to the model wants them; files are looked for from the repository's root."""
     record, replay = (None if path is None else ROOT / path for path in (model.record, model.replay))

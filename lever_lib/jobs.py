@@ -7,11 +7,12 @@ of a cluster, and the task could not be repeated once that worker is gone.
 
 from __future__ import annotations
 
-import hashlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from threading import Thread
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from lever_lib.artifacts import SOURCES
+from lever_lib.artifacts import CODE
 from lever_lib.errors import LeverError
 from lever_lib.params import Execution
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-# Hash of all sources of `lever_lib` as this process has loaded them: processes that share it compute the same.
-CODE = hashlib.sha256(b"\0".join(SOURCES.values())).hexdigest()
 _FIRST_MESSAGE = 10_000  # bytes at most
 _PATIENCE = 10  # seconds to wait for a scheduler, and for its first worker
 
@@ -65,19 +64,30 @@ def _results(
         with _cluster(execution.scheduler) as client:
             with parallel_config(backend="dask", client=client):
                 pool = Parallel(return_as="generator")
-            yield from pool(delayed(_do)(CODE, function, job) for job in jobs)
+            yield from pool(delayed(_do)(CODE, None, function, job) for job in jobs)
     elif execution.workers == 1:
         yield from map(function, jobs)
     else:
         pool = Parallel(n_jobs=execution.workers, return_as="generator", prefer="threads" if threads else "processes")
-        yield from pool(delayed(_do_here)(os.getpid(), function, job) for job in jobs)
+        try:
+            with _deaf():
+                results = pool(delayed(_do)(CODE, os.getpid(), function, job) for job in jobs)
+            yield from results
+        except BrokenProcessPool:
+            raise LeverError(
+                "a worker process ended before its job was done: killed, perhaps for want of memory, or lever_lib was "
+                "changed; run the same command again"
+            ) from None
 
 
-def _do_here(asker: int, function: Callable[[Job], Result], job: Job) -> Result:
-    """Do a job, in a process of its own perhaps, which then ends with the one that asked for it."""
-    if os.getpid() != asker:
-        _end_with(asker)
-    return function(job)
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that start in this block do not hear Ctrl-C: who started them hears it, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @cache
@@ -93,10 +103,22 @@ def _end_with(parent: int) -> None:
     Thread(target=watch, name="parent", daemon=True).start()
 
 
-def _do(code: str, function: Callable[[Job], Result], job: Job) -> Result:
-    """Do a job on a worker, which may have joined after the others were asked what they run."""
+def _do(code: str, asker: int | None, function: Callable[[Job], Result], job: Job) -> Result:
+    """Do a job on a worker, which may have been started after the others.
+
+    Args:
+        code: that whoever asks runs.
+        asker: process to end with, if this is another one of the same machine.
+        function: to call.
+        job: what to call it with.
+
+    Raises:
+        LeverError: if this worker runs other code.
+    """
     if code != CODE:
-        raise LeverError("a worker of the cluster runs another version of lever_lib than this machine")
+        raise LeverError("a worker runs another version of lever_lib than who asked for it; was it changed meanwhile?")
+    if asker is not None and os.getpid() != asker:
+        _end_with(asker)
     return function(job)
 
 
@@ -148,6 +170,16 @@ def _look(address: str) -> None:
             length = connection.recv(8)
         if len(length) < 8 or int.from_bytes(length, "little") > _FIRST_MESSAGE:
             raise ValueError
+
+
+def check_cluster(address: str) -> None:
+    """See that a Dask cluster answers whose workers run this code.
+
+    Raises:
+        LeverError: if not.
+    """
+    with _cluster(address):
+        pass
 
 
 def loaded_code() -> str:

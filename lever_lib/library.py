@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from lever_lib.bounded import LONGEST
 from lever_lib.energy import UNKNOWN, Meter, policy_joules
 from lever_lib.envs.gridworld import ACTIONS, Layout, make_layout, memory_count, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
-from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.errors import LeverError, MissingArtifactError, one_line
 from lever_lib.files import read_array, read_arrays, read_table, write_array
 from lever_lib.jobs import run_jobs
 from lever_lib.params import Params, gold_slots, snapshot_episodes
@@ -27,6 +29,7 @@ from lever_lib.rollout import Outcome, evaluate, event_counts, returns, start_st
 from lever_lib.timed_planning import check_plannable
 
 Run = tuple[list[PolicyRecord], list[CurvePoint]]
+Kind = TypeVar("Kind")
 
 STAGE = Stage(
     name="library",
@@ -208,7 +211,7 @@ class Library:
             )
         return found
 
-    def joined(self, records: Sequence[PolicyRecord], layouts: Sequence[Layout] = ()) -> Library:
+    def joined(self, records: Iterable[PolicyRecord], layouts: Iterable[Layout] = ()) -> Library:
         """This library with further policies and layouts, in memory: the files stay as they are.
 
         Args:
@@ -218,34 +221,44 @@ class Library:
         Raises:
             LeverError: if a name is taken, or a record does not fit the library.
         """
+        records, layouts = _all_of(PolicyRecord, "records", records), _all_of(Layout, "layouts", layouts)
         if not records:
             raise LeverError("records: there must be at least one")
-        names = [layout.name for layout in layouts]
+        names = [check_layout(layout, self).name for layout in layouts]
         if len(set(names)) != len(names):
             raise LeverError(f"layouts: each name may be used once, are {names}")
-        worlds = self.layouts | {layout.name: check_layout(layout, self) for layout in layouts}
+        worlds = self.layouts | dict(zip(names, layouts, strict=True))
         known = set(self.policies["policy_id"])
-        for record in records:
-            _check_record(record, worlds, known, self.q_tables.shape[1:])
+        for position, record in enumerate(records):
+            records[position] = _checked(record, worlds, known, self.q_tables.shape[1:])
             self.check_library(record.library)
             known.add(record.policy_id)
         for layout in layouts:
             if not any(record.seed == layout.name for record in records):
                 raise LeverError(f"layout {layout.name!r}: comes without a policy")
-        rows = _policy_table(self.spec, self.params, list(records), worlds)
-        times = _timing_table(self.params, list(records), 0.0, None)
+        rows = _policy_table(self.spec, self.params, records, worlds)
+        times = _timing_table(self.params, records, 0.0, None)
         rows["q_index"] += len(self.policies)
-        visits = [_as_stored(record.visits) for record in records]
         joined = replace(self)
         vars(joined).update(  # what a library reads from its files when first asked for it
             layouts=worlds,
             policies=pd.concat([self.policies, rows], ignore_index=True),
             timings=pd.concat([self.timings, times], ignore_index=True),
             q_tables=np.concatenate([self.q_tables, [record.q_table for record in records]]),
-            visits=np.concatenate([self.visits, visits]),
+            visits=np.concatenate([self.visits, [record.visits for record in records]]),
             episodes=[*self.episodes, *(record.episode for record in records)],
         )
         return joined
+
+
+def _all_of(kind: type[Kind], name: str, things: Iterable[Kind]) -> list[Kind]:
+    try:
+        found = list(things)
+    except TypeError:
+        found = [things]
+    if not all(isinstance(thing, kind) for thing in found):
+        raise LeverError(f"{name}: must be of {kind.__name__}")
+    return found
 
 
 def check_layout(layout: Layout, library: Library) -> Layout:
@@ -271,50 +284,99 @@ def check_layout(layout: Layout, library: Library) -> Layout:
     return layout
 
 
-def _check_record(record: PolicyRecord, layouts: dict[str, Layout], known: set[str], shape: tuple[int, ...]) -> None:
-    """Refuse a policy whose name is taken or whose tables are not of `shape`, that of the library's."""
+def _checked(record: PolicyRecord, layouts: dict[str, Layout], known: set[str], shape: tuple[int, ...]) -> PolicyRecord:
+    """`record` with arrays as files keep them; refused if its name is taken or its tables are not of `shape`."""
     name = record.policy_id
-    if not isinstance(name, str) or not name.strip() or not name.isprintable() or "+" in name or name in known:
+    if not _is_line(name) or "+" in name or name in known:
         raise LeverError(f"policy_id {name!r}: must be new text, not empty, printable and without '+'")
+    of = f"of policy {name!r}"
     words = record.description
-    if not isinstance(words, str) or not words.strip() or not words.isprintable() or len(words) > LONGEST:
+    if not _is_line(words) or len(words) > LONGEST:
         rule = f"must be words in one line, {LONGEST:,} letters at most"
-        raise LeverError(f"description of policy {name!r}: {rule}, is {str(words)[:60]!r}")
+        raise LeverError(f"description {of}: {rule}, is {str(words)[:60]!r}")
+    if not _is_line(record.source):
+        raise LeverError(f"source {of}: must be words in one line, is {record.source!r}")
     if reward_system(record.setup).name != record.setup:
-        raise LeverError(f"setup {record.setup!r} of policy {name!r}: is called {reward_system(record.setup).name!r}")
-    if record.seed not in layouts:
+        raise LeverError(f"setup {record.setup!r} {of}: is called {reward_system(record.setup).name!r}")
+    if not isinstance(record.seed, str) or record.seed not in layouts:
         raise LeverError(f"policy {name!r}: no layout {record.seed!r}; layouts: {', '.join(layouts)}")
-    table = np.asarray(record.q_table)
-    if table.shape != shape or table.dtype.kind not in "iuf" or not np.isfinite(table).all():
-        raise LeverError(f"q_table of policy {name!r}: must be {shape} finite numbers")
-    visits = np.asarray(record.visits)
-    if (
-        visits.shape != shape
-        or visits.dtype.kind not in "iuf"
-        or (visits < 0).any()
-        or (visits != np.floor(visits)).any()
+    if not _is_a(Real, record.snapshot) or not 0 < record.snapshot <= 1:
+        raise LeverError(f"snapshot {of}: must be a number above 0 and at most 1, is {record.snapshot!r}")
+    if not _is_a(Integral, record.episodes) or not 0 <= record.episodes < 2**53:
+        raise LeverError(f"episodes {of}: must be a whole number, not negative, is {record.episodes!r}")
+    seconds = record.train_seconds
+    if not _is_a(Real, seconds) or not (0 <= seconds < np.inf or np.isnan(seconds)):
+        raise LeverError(f"train_seconds {of}: must be a number, not negative, or nan, is {seconds!r}")
+    visits = as_numbers(f"visits {of}", record.visits, shape)
+    if (visits < 0).any() or (visits != np.floor(visits)).any():
+        raise LeverError(f"visits {of}: must be counts, none of them negative")
+    return replace(
+        record,
+        snapshot=float(record.snapshot),
+        episodes=int(record.episodes),
+        q_table=as_numbers(f"q_table {of}", record.q_table, shape).astype(np.float64),
+        visits=_as_stored(visits),
+        episode=_checked_episode(record, layouts[record.seed]),
+        train_seconds=float(seconds),
+    )
+
+
+def _is_line(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and text.isprintable()
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def as_numbers(name: str, table: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """`table` as finite real numbers of a shape.
+
+    Raises:
+        LeverError: if it cannot be had so.
+    """
+    rule = f"{name}: must be finite numbers of shape {shape}"
+    if np.ma.is_masked(table):
+        raise LeverError(f"{rule}, none of them masked")
+    try:
+        found = np.array(table)
+    except Exception as error:  # an object's own way to become an array may raise whatever it likes
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise LeverError(f"{rule}, cannot be read as an array ({reason})") from None
+    if found.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            found = found.astype(np.float64)
+    if found.dtype.kind not in "biuf" or found.shape != shape or not np.isfinite(found).all():
+        raise LeverError(f"{rule}, is {found.dtype} of shape {found.shape}")
+    return found
+
+
+_EPISODE_TYPES = Episode(np.int32, np.int8, np.bool_, np.bool_, np.int32)
+
+
+def _checked_episode(record: PolicyRecord, layout: Layout) -> Episode:
+    """The episode of a record; refused if its parts do not fit each other or the world it is said to be from."""
+    of = f"episode of policy {record.policy_id!r}"
+    if not isinstance(record.episode, Episode):
+        raise LeverError(f"{of}: must be an Episode, is {type(record.episode).__name__}")
+    states = np.asarray(record.episode.cells).size
+    if not states:
+        raise LeverError(f"{of}: must have a first cell")
+    shapes = Episode((states,), (states - 1,), (states, len(layout.golds)), (states,), (states,))
+    above = Episode(layout.cells.size, ACTIONS, 2, 2, np.iinfo(np.int32).max)
+    parts = []
+    for name, part, shape, kind, bound in zip(
+        Episode._fields, record.episode, shapes, _EPISODE_TYPES, above, strict=True
     ):
-        raise LeverError(f"visits of policy {name!r}: must be {shape} counts, none of them negative")
-    _check_episode(record, layouts[record.seed])
-
-
-def _check_episode(record: PolicyRecord, layout: Layout) -> None:
-    """Refuse an episode whose parts do not fit each other or the world it is said to be from."""
-    episode, states = record.episode, len(record.episode.cells)
-    shapes = {"actions": (states - 1,), "golds": (states, len(layout.golds)), "lever": (states,)}
-    shapes["hazard_steps"] = (states,)
-    kinds = {"cells": "iu", "actions": "iu", "golds": "b", "lever": "b", "hazard_steps": "iu"}
-    for name, kind in kinds.items():
-        found = np.asarray(getattr(episode, name))
-        if found.shape != shapes.get(name, (states,)) or found.dtype.kind not in kind:
-            rule = f"{shapes.get(name, (states,))} {'flags' if kind == 'b' else 'whole numbers'}"
-            raise LeverError(
-                f"episode of policy {record.policy_id!r}: {name} must be {rule}, are {found.shape} {found.dtype}"
-            )
-    if (episode.actions < 0).any() or (episode.actions >= ACTIONS).any():
-        raise LeverError(f"episode of policy {record.policy_id!r}: actions must be 0 to {ACTIONS - 1}")
-    if not states or (episode.cells < 0).any() or (episode.cells >= layout.cells.size).any():
-        raise LeverError(f"episode of policy {record.policy_id!r}: must be in cells 0 to {layout.cells.size - 1}")
+        found = np.asarray(part)
+        flags = kind is np.bool_
+        if found.shape != shape or found.dtype.kind not in ("b" if flags else "iu"):
+            rule = f"{shape} {'flags' if flags else 'whole numbers'}"
+            raise LeverError(f"{of}: {name} must be {rule}, are {found.shape} {found.dtype}")
+        if not flags and ((found < 0).any() or (found >= bound).any()):
+            raise LeverError(f"{of}: {name} must be 0 to {bound - 1}")
+        parts.append(found.astype(kind))
+    return Episode(*parts)
 
 
 def _as_stored(visits: np.ndarray) -> np.ndarray:

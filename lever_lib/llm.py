@@ -131,7 +131,7 @@ def converse(system: str, user: str, schema: dict, check: Callable[[Any], T], se
     task = f"{system}\n\nAnswer with one JSON object and nothing else. Its JSON schema:\n{json.dumps(schema)}"
     messages = [{"role": "system", "content": task}, {"role": "user", "content": _text(user)}]
     answers: list[_Answer] = []
-    with closing(_Endpoint(settings) if settings.replay is None else _Recording(settings)) as source:
+    with closing(_source(settings)) as source:
         for number in range(1, settings.tries + 1):
             answer = source.ask(messages, schema)
             value, reason = _judged(answer, check)
@@ -149,6 +149,19 @@ def converse(system: str, user: str, schema: dict, check: Callable[[Any], T], se
     cure = (isinstance(answer, _Failure) and answer.cure) or f"ask another model or {_OFFLINE}"
     count = f"{number} {'try' if number == 1 else 'tries'}"
     raise LLMError(f"{settings.model} at {source.host}: no usable answer in {count}: {_one_line(reason)}; {cure}")
+
+
+def check(settings: Settings) -> None:
+    """See that a model can be asked, or that there is a recording, without asking anything.
+
+    Raises:
+        LLMError: if not.
+    """
+    _source(settings).close()
+
+
+def _source(settings: Settings) -> _Endpoint | _Recording:
+    return _Endpoint(settings) if settings.replay is None else _Recording(settings)
 
 
 def _judged(answer: _Answer | _Failure, check: Callable[[Any], T]) -> tuple[T | None, str | None]:

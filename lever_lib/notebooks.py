@@ -20,11 +20,14 @@ import nbformat
 
 from lever_lib import experiment, index, library, pi2vec, regressor, report
 from lever_lib.artifacts import (
+    CODE,
+    CODE_WANTED,
     LADDER,
     ROOT,
     SCALE,
     Outputs,
     Stage,
+    check_code,
     clear,
     damaged_files,
     file_hash,
@@ -40,6 +43,7 @@ from lever_lib.decompose import recording_hash
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError, MissingArtifactError, exit_code, writing_to
 from lever_lib.locks import PUBLISH, RUN, hold
+from lever_lib.needs import check_needs
 from lever_lib.params import load_params, resolved
 from lever_lib.pictures import shrink_outputs
 from lever_lib.study import study_files
@@ -76,11 +80,10 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
         LeverError: if a cell fails; the partly executed notebook is kept for reading.
     """
     entry_name = f"notebooks/{path.stem}"
-    entry = outputs.manifest().get(entry_name)
     stage = STAGES.get(path.stem)
     whole = stage is None or outputs.fresh(stage)
     cells = _cells(path)  # an edit that is made from now on is for the next run
-    if entry and whole and entry["key"] == _key(path, cells, outputs) and not damaged_files(outputs.folder, entry):
+    if whole and _is_up_to_date(path, cells, outputs):
         return False
     target = outputs.folder / "notebooks" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,7 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
             make_way(target)
             _execute(path, draft, failed, spec)
             _strip_traces(draft)
+        check_code()
         if load_params(spec) != params:
             changed = f"params/{spec}.yaml: was changed while notebook {path.name} ran"
             raise LeverError(f"{changed}; run the same command again")
@@ -115,6 +119,24 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     return True
 
 
+def _is_up_to_date(path: Path, cells: list[tuple[str, str]], outputs: Outputs) -> bool:
+    """Whether the executed copy of a notebook shows what is there now."""
+    entry = outputs.manifest().get(f"notebooks/{path.stem}")
+    return bool(entry and entry["key"] == _key(path, cells, outputs) and not damaged_files(outputs.folder, entry))
+
+
+def _has_work(outputs: Outputs, start: str) -> bool:
+    """Whether a run would execute any notebook."""
+    try:
+        for path in numbered_notebooks(start):
+            stage = STAGES.get(path.stem)
+            if (stage and outputs.problem(stage)) or not _is_up_to_date(path, _cells(path), outputs):
+                return True
+    except MissingArtifactError:
+        return True
+    return False
+
+
 def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -122,10 +144,11 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say comes as an exception too
     prefer_own_kernel()
+    os.environ[CODE_WANTED] = CODE
     try:
         papermill.execute_notebook(
-            str(path),
-            str(draft),
+            _as_it_is(path),
+            _as_it_is(draft),
             parameters={"spec": spec},
             kernel_name="python3",
             cwd=str(FOLDER),
@@ -149,6 +172,13 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that nobody waits for any more
         raise
+    finally:
+        os.environ.pop(CODE_WANTED)
+
+
+def _as_it_is(path: Path) -> str:
+    """A path for papermill, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def prefer_own_kernel() -> None:
@@ -281,8 +311,11 @@ def run_specs(specs: list[str], start: str) -> None:
     numbered_notebooks(start)
     for spec in specs:
         check_spec(spec)
-        with hold(Outputs(spec, load_params(spec)).folder, RUN, wait=False):
+        outputs = Outputs(spec, load_params(spec))
+        with hold(outputs.folder, RUN, wait=False):
             pass  # one that is going on now is not waited for; one that starts while other specs run is
+        if _has_work(outputs, start):
+            check_needs(outputs.params)
     for spec in specs:
         run_spec(spec, start)
 

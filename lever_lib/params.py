@@ -97,7 +97,7 @@ class Pi2Vec:
     gamma: float = Field(0.99, ge=0, lt=1)  # discount of the embedding, nowhere else
     canonical_states: int = Field(128, ge=1, le=10_000)  # K per layout
     learner: Literal["improved", "published"] = "improved"  # of a network
-    device: str = Field("cpu", min_length=1)  # of a network: cpu, cuda, ...
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:[0-9]{1,4})?)\z")  # of a network: cpu, cuda, cuda:1, ...
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -120,7 +120,7 @@ class Search:
     index: Literal["auto", "flat", "hnsw", "ivf"] = "auto"  # by the number of distinct sentences, or always this
     candidates: int = Field(5, ge=2, le=100)  # per sub-query, what `exhaustive` combines
     top_k: int = Field(3, ge=1, le=100)  # of these, what `hybrid` combines
-    cosine_gate: float | None = Field(None, ge=-1, le=0.99)  # hits below it are no answer; null: calibrated per encoder
+    cosine_gate: float | None = Field(None, ge=-1, le=0.9)  # hits below it are no answer; null: calibrated per encoder
 
     @model_validator(mode="after")
     def _top_k_within_candidates(self) -> Search:

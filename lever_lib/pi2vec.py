@@ -290,7 +290,10 @@ def draw_canonical_states(library: Library, layout: Layout, count: int, rng: np.
     """
     mine = library.policies[library.policies["seed"] == layout.name]
     chosen = []
-    setups = [setup for setup in library.systems if (mine["setup"] == setup).any()]
+    acting = {mine["setup"][i] for i in mine.index if len(library.episodes[i].actions)}
+    setups = [setup for setup in dict.fromkeys([*library.systems, *library.setups]) if setup in acting]
+    if not setups:
+        raise LeverError(f"layout {layout.name!r}: no policy of it has an episode with a step")
     for index, setup in enumerate(setups):
         episodes = [library.episodes[i] for i in mine.index[mine["setup"] == setup]]
         cells, golds, lever = (

@@ -141,7 +141,7 @@ def learn(
     out = np.empty((len(seen), *states.shape))
     with threadpool_limits(1):  # another number of threads adds in another order
         for rows in _stacks([len(pairs.kind) for pairs in seen], learner):
-            batch = _stacked([seen[row] for row in rows], scale, learner, gamma, _device(device))
+            batch = _stacked([seen[row] for row in rows], scale, learner, gamma, check_device(device))
             read = torch.as_tensor((states - scale.mean) / scale.deviation, device=batch.before.device)
             if learner.solved:
                 psi = _solve(batch, read, learner, gamma, root_seed)
@@ -151,7 +151,12 @@ def learn(
     return out
 
 
-def _device(name: str) -> torch.device:
+def check_device(name: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        LeverError: if this machine has no such device.
+    """
     import torch
 
     kind, _, number = name.partition(":")

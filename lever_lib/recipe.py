@@ -19,7 +19,7 @@ from lever_lib.envs.gridworld import Layout, memory_count
 from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.files import read_arrays
-from lever_lib.params import MOST_CELLS_A_SIDE
+from lever_lib.params import MOST_CELLS_A_SIDE, gold_slots
 from lever_lib.planning import optimum
 from lever_lib.rollout import Outcome, Policy, evaluate
 from lever_lib.timed_planning import check_plannable
@@ -96,11 +96,15 @@ def load_policy(path: str | Path) -> Recipe:
         cells, q_tables, visits = parts["layout"], parts["q_tables"], parts["visits"]
         names = tuple(str(name) for name in parts["policy_ids"])
         layout = Layout(cells, str(parts["layout_name"]), str(parts["moves"]))
+        if parts["legacy_gold_exit"].dtype != np.bool_ or parts["legacy_gold_exit"].size != 1:
+            raise LeverError("legacy_gold_exit must be a flag")
         system = reward_system(str(parts["setup"]), bool(parts["legacy_gold_exit"]))
         recipe = Recipe(layout, system, str(parts["method"]), names, q_tables, visits, float(parts["alpha"]))
         method(recipe.method)
         if layout.size > MOST_CELLS_A_SIDE:
             raise LeverError(f"a world of {layout.size} cells a side; at most {MOST_CELLS_A_SIDE} can be planned for")
+        if len(layout.golds) > gold_slots(layout.size):
+            raise LeverError(f"{len(layout.golds)} golds; at most {gold_slots(layout.size)} can be planned for")
         check_plannable(layout)
     except Exception as error:  # the readers of damaged archives raise whatever the damage leads them to
         raise LeverError(f"{path}: no saved policy can be read from it ({error})") from None

@@ -45,6 +45,7 @@ from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experi
 from lever_lib.generalisation import Findings, joined, load_table, save_table
 from lever_lib.ladder import check_changes, run_ladder
 from lever_lib.locks import RUN, hold
+from lever_lib.needs import check_needs
 from lever_lib.params import Params, available_specs, load_params, resolved
 from lever_lib.regressor import ALL_LAYOUTS, MODEL_FILE, TRAINING, Regressor, Table, training_table
 from lever_lib.report import SUMMARY_FILES, Summary, read_summary, summarise_tables
@@ -325,6 +326,8 @@ def main(arguments: list[str] | None = None) -> int:
         with ExitStack() as held:
             for outputs in specs:
                 held.enter_context(hold(outputs.folder, RUN, wait=False))
+            for outputs in specs:
+                check_needs(outputs.params)
             study_all(specs)
 
     return exit_code(run, interrupted="interrupted; finished layouts are kept, run the same command again to go on")

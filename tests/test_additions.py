@@ -12,6 +12,7 @@ from lever_lib import additions
 from lever_lib.additions import remove
 from lever_lib.api import OpenLibrary, open_library
 from lever_lib.artifacts import ROOT, clear, examine, file_hash
+from lever_lib.envs.rewards import COMPONENTS, Component
 from lever_lib.errors import LeverError
 from lever_lib.policies.base import greedy_actions
 from tests.test_extension import MAP
@@ -171,9 +172,44 @@ def test_what_belongs_to_another_world_is_left_out_and_named(opened, root, q_tab
     with caplog.at_level(logging.WARNING):
         again = open_library("smoke", root)
     assert again.library.policies.equals(opened.library.policies)
-    for name in ("lost", "poor"):
-        assert f"policy {name} is left out, as it was added to another world" in caplog.text
+    for name, reason in (
+        ("lost", "it was added to another world"),
+        ("poor", "there is no training budget 'X99' any more"),
+    ):
+        assert f"policy {name} is left out, as {reason}" in caplog.text
         assert remove(name, opened.outputs) == 1
+
+
+def test_what_was_trained_for_a_reward_that_is_gone_is_left_out(opened, root, q_table, caplog, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(COMPONENTS, "stroll", Component("Take a long walk before the exit.", {"step": 2.0}, "stroll"))
+        opened.with_policy("walker", q_table, setup="stroll", seed=1).keep()
+    with caplog.at_level(logging.WARNING):
+        assert open_library("smoke", root).library.policies.equals(opened.library.policies)
+    assert "policy walker is left out, as there is no reward 'stroll' any more; remove it with `remove`" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [np.uint64, ">i4", np.int64])
+def test_what_was_kept_can_be_read_again_whatever_numbers_it_came_with(opened, root, q_table, kind):
+    record = opened.with_policy("tuned", q_table, setup="gold", seed=1).library.records([240])[0]
+    episode = record.episode._replace(
+        cells=record.episode.cells.astype(kind), actions=record.episode.actions.astype(kind)
+    )
+    odd = replace(
+        record,
+        episode=episode,
+        q_table=record.q_table.astype(np.longdouble),
+        visits=np.full(record.visits.shape, np.uint64(2**63)),
+        snapshot=np.float32(0.5),
+        episodes=np.int64(7),
+    )
+    grown = opened.with_records(one for one in [odd]).keep()
+    assert grown.library.q_tables.dtype == np.float64
+    (again,) = open_library("smoke", root).library.records([240])
+    assert (again.snapshot, again.episodes) == (0.5, 7)
+    for mine, theirs in zip(again.episode, record.episode, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert np.array_equal(mine, theirs)
 
 
 def test_what_has_a_name_of_the_librarys_own_is_left_out(opened, root, q_table, caplog):

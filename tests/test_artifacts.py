@@ -279,6 +279,44 @@ def test_a_manifest_that_leads_elsewhere_is_refused(outputs, entries):
     assert victim.is_dir()
 
 
+def test_a_reset_does_not_leave_what_nothing_tells_of(outputs):
+    """As a policy that was added by a process that was killed before it entered it."""
+    build(outputs, FIRST)
+    orphan = outputs.folder / "added" / "0123"
+    orphan.mkdir(parents=True)
+    (orphan / "about.json").write_text("{}")
+    clear(outputs.folder)
+    assert sorted(path.name for path in outputs.folder.iterdir()) == ["added", "manifest.json"]
+    outputs.check_manifest()
+    (outputs.folder / "manifest.json").unlink()
+    with pytest.raises(MissingArtifactError, match="is missing, and nothing else tells what added holds"):
+        clear(outputs.folder)
+
+
+def test_a_renamed_run_is_not_taken_for_another(outputs, tmp_path):
+    build(outputs, FIRST)
+    outputs.folder.rename(tmp_path / "other")
+    other = Outputs("other", outputs.params, tmp_path)
+    with pytest.raises(MissingArtifactError, match=rf"manifest.json: is of spec '{outputs.spec}', not 'other'"):
+        other.manifest()
+    assert examine(other.folder)["manifest"].damaged == [other.folder / "manifest.json"]
+
+
+def test_outputs_are_not_where_tables_cannot_be_read(outputs, tmp_path):
+    with pytest.raises(LeverError, match="must be a name in UTF-8"):
+        Outputs("smoke", outputs.params, tmp_path / os.fsdecode(b"o\xff"))
+
+
+def test_a_folder_that_must_not_be_read_is_damaged(outputs, monkeypatch):
+    build(outputs, FIRST)
+
+    def unreadable(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(artifacts, "_read_manifest", unreadable)
+    assert examine(outputs.folder)["folder"].damaged == [outputs.folder]
+
+
 def test_a_reset_that_is_cut_short_forgets_no_study(outputs, monkeypatch):
     build(outputs, replace(FIRST, name="library"))
     with outputs.writing_folder("study", {"key": "k", "made_of": "0" * 64}) as draft:

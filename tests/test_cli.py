@@ -14,7 +14,7 @@ import pytest
 from lever_lib import load_policy
 from lever_lib.__main__ import main
 from lever_lib.api import open_library
-from lever_lib.artifacts import ROOT, Outputs, file_hash
+from lever_lib.artifacts import ROOT, Outputs, file_hash, json_hash
 from lever_lib.experiment import load_results
 from lever_lib.params import load_params
 from tests.llm_server import LLMServer, says
@@ -98,7 +98,7 @@ def test_optimum_needs_no_library(tmp_path):
 def test_decompose_gives_a_line_per_query(tmp_path):
     queries = ["collect gold quickly", "", "bake a cake", "avoid traps and pull the lever"]
     path = tmp_path / "queries.txt"
-    path.write_text("\n".join(queries) + "\n")
+    path.write_bytes("\r\n".join(queries).encode() + b"\r\n")
     result = lever("decompose", "--file", str(path), "--json")
     assert result.returncode == 0, result.stderr
     answers = [json.loads(line) for line in result.stdout.splitlines()]
@@ -355,6 +355,19 @@ def test_verify_knows_a_fresh_clone_from_a_loss(copied):
     assert "composition/results.csv is missing" in result.stdout
 
 
+def test_verify_looks_at_outputs_whose_params_are_gone(copied):
+    shutil.copytree(copied / "smoke", copied / "gone")
+    other = copied / "gone" / "manifest.json"
+    content = json.loads(other.read_text())
+    del content["checksum"]
+    content["spec"] = "gone"
+    other.write_text(json.dumps({"checksum": json_hash(content)} | content))
+    (copied / "gone" / "library" / "q_tables.npy").write_bytes(b"")
+    result = lever("verify", outputs=copied)
+    assert result.returncode == 1
+    assert "gone/library/q_tables.npy is damaged" in result.stdout
+
+
 def test_verify_of_nothing_and_of_a_broken_or_lost_manifest(copied, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     result = lever("verify", outputs=empty)
@@ -493,6 +506,15 @@ def test_a_conversation_goes_on_after_an_error(said):
     assert words.count("asks for nothing") == 1
     assert ">" not in words, "nobody is there to be prompted"
     assert said(*arguments, typed=io.StringIO()) == ""
+
+
+def test_a_line_that_is_too_long_is_one_question(said):
+    typed = io.StringIO("gold " * 4001 + "\ngold\n")
+    first, second = map(
+        json.loads, said("search", "--interactive", "--spec", "smoke", "--json", typed=typed).splitlines()
+    )
+    assert "at most 10,000 are read" in first["error"]
+    assert second["query"] == "gold"
 
 
 class Terminal(io.StringIO):

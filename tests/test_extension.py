@@ -23,7 +23,7 @@ from lever_lib.jobs import run_jobs
 from lever_lib.library import check_layout
 from lever_lib.params import PARAMS_FOLDER, Execution, load_params
 from lever_lib.planning import plan
-from lever_lib.policies.base import CellPolicy, PolicyRecord, greedy_actions
+from lever_lib.policies.base import CellPolicy, Episode, PolicyRecord, greedy_actions
 from lever_lib.rollout import evaluate
 from lever_lib.search import Filters
 from tests.conftest import build_everything
@@ -475,7 +475,10 @@ def test_a_file_that_is_no_policy_is_refused(opened, tmp_path, harm):
         load_policy(path)
 
 
-@pytest.mark.parametrize(("size", "golds", "reason"), [(20, 25, "states to plan for"), (200, 0, "at most 128 can be")])
+@pytest.mark.parametrize(
+    ("size", "golds", "reason"),
+    [(20, 25, "states to plan for"), (200, 0, "at most 128 can be"), (40, 60, "60 golds; at most 50 can be")],
+)
 def test_a_world_that_nobody_can_plan_for_is_refused_before_memory_is_taken(opened, tmp_path, size, golds, reason):
     path = tmp_path / "policy.npz"
     opened.ask("gold", seed=2).save(path)
@@ -517,6 +520,68 @@ def test_an_odd_argument_is_an_error_that_names_it(opened, odd):
 def test_an_endless_question_is_refused(opened):
     with pytest.raises(LeverError, match=r"has 5,000,000 letters, at most 10,000 are read"):
         opened.ask("gold " * 10**6)
+
+
+class Hostile:
+    """What becomes no array."""
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("not me")
+
+
+def test_tables_that_are_none_are_refused(opened):
+    shape = opened.library.q_tables.shape[1:]
+    masked = np.ma.masked_array(np.zeros(shape), np.arange(4) == 0 * np.ones(shape))
+    for table, reason in (
+        (Hostile(), r"cannot be read as an array \(RuntimeError: not me\)"),
+        (masked, "none of them masked"),
+    ):
+        with pytest.raises(LeverError, match=f"q_table: must be finite numbers.*{reason}"):
+            opened.with_policy("mine", table, "gold", 0)
+
+
+ODD_RECORDS = {
+    "snapshot": [None, "x", np.nan, 0, 5, True],
+    "episodes": [None, "x", -1, 2**70, 1.5],
+    "train_seconds": [None, "x", -1, np.inf],
+    "source": [None, ["x"], "", "a\nb"],
+    "seed": [[], None],
+    "episode": [
+        None,
+        (),
+        Episode(*[[]] * 5),
+        Episode(*[None] * 5),
+        Episode([0, 1], [7], [[True] * 4] * 2, [False] * 2, [0] * 2),
+    ],
+    "q_table": [Hostile(), None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ODD_RECORDS.items() for value in values])
+def test_odd_records_are_refused_by_name(opened, name, value):
+    q_table = np.zeros(opened.library.q_tables.shape[1:])
+    (record,) = opened.with_policy("mine", q_table, "gold", 0).library.records([len(opened.library.policies)])
+    with pytest.raises(LeverError, match={"seed": "layout"}.get(name, name)):
+        opened.with_records([replace(record, **{name: value})])
+
+
+@pytest.mark.parametrize(
+    ("records", "layouts"), [(5, ()), (None, ()), (["x"], ()), ([], ()), ([], None), ([], ["mine"])]
+)
+def test_what_are_no_records_or_layouts_is_refused(opened, records, layouts):
+    with pytest.raises(LeverError, match=r"^(records|layouts): "):
+        opened.with_records(records, layouts)
+
+
+def test_the_byte_order_of_actions_does_not_matter(opened, monkeypatch):
+    monkeypatch.setitem(composition.METHODS, "backwards", None)
+
+    @register("backwards", rung=0)
+    def backwards(view):
+        return CellPolicy(view.q_tables.sum(axis=0).argmax(axis=-1).astype(">i4"))
+
+    mine, own = (opened.ask("gold and a fast exit", seed=2, method=method) for method in ("backwards", "qsum"))
+    assert mine.return_ == own.return_
 
 
 def test_a_table_of_more_than_a_float_can_say_is_refused_in_one_line(opened, recwarn):

@@ -54,6 +54,17 @@ def test_workers_end_with_who_asked_for_them(how):
         time.sleep(0.1)
 
 
+def test_a_worker_that_is_killed_is_one_line():
+    jobs = run_jobs(_ends_itself, [0, 0, 1, 0], Execution(workers=2), "ending", threads=False)
+    with pytest.raises(LeverError, match="a worker process ended before its job was done"):
+        list(jobs)
+
+
+def _ends_itself(job):
+    if job:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Two worker processes on this machine."""
@@ -127,9 +138,9 @@ def test_workers_with_other_code_are_refused(cluster, monkeypatch):
 
 
 def test_workers_that_join_late_are_asked_too():
-    assert seam._do(seam.loaded_code(), sum, [1, 2]) == 3
+    assert seam._do(seam.loaded_code(), None, sum, [1, 2]) == 3
     with pytest.raises(LeverError, match="another version of lever_lib"):
-        seam._do("of a later edit", sum, [1, 2])
+        seam._do("of a later edit", None, sum, [1, 2])
 
 
 def test_workers_that_cannot_even_answer_are_one_line(cluster, monkeypatch):

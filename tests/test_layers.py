@@ -54,7 +54,7 @@ LAYERS = [
         "minilm",
         "reader",
     },
-    {"search", "composition", "certificate", "integer_bounds", "recipe"},
+    {"needs", "search", "composition", "certificate", "integer_bounds", "recipe"},
     {"strategies", "experiment"},
     {"stats", "plots", "report", "generalisation", "behaviour", "selection"},
     {

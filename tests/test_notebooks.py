@@ -15,6 +15,8 @@ from lever_lib.artifacts import ROOT, Outputs
 from lever_lib.errors import LeverError
 from lever_lib.notebooks import STAGES, main, numbered_notebooks, run_notebook
 from lever_lib.params import PARAMS_FOLDER, load_params
+from lever_lib.queries import QUERY_CLASSES
+from tests.llm_server import LLMServer, says
 from tests.test_cli import lever
 
 NOTEBOOKS = numbered_notebooks()
@@ -194,8 +196,18 @@ def test_a_notebook_that_is_edited_while_it_runs_runs_again(monkeypatch, tmp_pat
     assert not run_notebook(path, "smoke", outputs)
 
 
-@pytest.mark.parametrize("odd", ["decompose: none", "cosine_gate: -1.0"])
+@pytest.mark.parametrize("odd", ["decompose: none", "cosine_gate: -1.0", "decompose: llm"])
 def test_search_is_shown_for_whatever_params_allow(smoke, smoke_outputs, monkeypatch, tmp_path, odd):
+    """Also for a model that does not understand what is waved away."""
+    monkeypatch.setattr("lever_lib.llm.ROOT", tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    sentences = [*QUERY_CLASSES["trivial"].pool[:3]]
+    with LLMServer(says(json.dumps({"sentences": sentences}))) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        _show_search(smoke_outputs, monkeypatch, tmp_path, odd)
+
+
+def _show_search(smoke_outputs, monkeypatch, tmp_path, odd):
     name = odd.split(":")[0]
     text = re.sub(rf"{name}: \w+", odd, (PARAMS_FOLDER / "smoke.yaml").read_text())
     assert odd in text
@@ -207,7 +219,7 @@ def test_search_is_shown_for_whatever_params_allow(smoke, smoke_outputs, monkeyp
     cells = [source for kind, source in notebooks._cells(notebooks.FOLDER / "04_search.ipynb") if kind == "code"]
     shown = {"display": lambda *_: None}
     exec("\n".join(cells).replace('spec = "8x8"', 'spec = "smoke"'), shown)
-    assert len(shown["answer"].candidates) == (1 if name == "decompose" else 2)
+    assert len(shown["answer"].candidates) == {"decompose: none": 1, "decompose: llm": 3}.get(odd, 2)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cells": [{"cell_type": "code"}]}', '{"cells": ['])
@@ -245,6 +257,55 @@ def test_params_that_change_while_a_notebook_runs_are_noticed(monkeypatch, tmp_p
         run_notebook(path, "smoke", outputs)
     assert not list((outputs.folder / "notebooks").iterdir())
     assert "notebooks/07_short" not in outputs.manifest()
+
+
+def test_sources_that_change_while_a_notebook_runs_are_noticed(monkeypatch, tmp_path):
+    path, outputs = shortened(monkeypatch, tmp_path, "import lever_lib.artifacts")
+    with monkeypatch.context() as patch:
+        patch.setattr(notebooks, "CODE", "of an earlier edit")
+        with pytest.raises(
+            LeverError, match="lever_lib was changed while this run goes on; run the same command again"
+        ):
+            run_notebook(path, "smoke", outputs)
+    with monkeypatch.context() as patch:
+        patch.setattr("lever_lib.artifacts.SOURCES", {})
+        with pytest.raises(LeverError, match="lever_lib was changed while this run went on"):
+            run_notebook(path, "smoke", outputs)
+    assert "notebooks/07_short" not in outputs.manifest()
+    assert run_notebook(path, "smoke", outputs)
+
+
+def test_braces_in_a_path_are_nothing_special(monkeypatch, tmp_path):
+    place = tmp_path / "a{b} {spec} {"
+    place.mkdir()
+    path, outputs = shortened(monkeypatch, place, "x = 1")
+    assert run_notebook(path, "smoke", outputs)
+    assert (outputs.folder / "notebooks" / "07_short.ipynb").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ("search: {encoder: no-such/model}", ["no-such/model"]),
+        ("search: {decompose: llm}", ["no key for gpt-5-nano"]),
+        ("search: {decompose: llm}\nllm: {replay: nowhere.jsonl}", ["nowhere.jsonl", "no such recording"]),
+        ("pi2vec: {method: network, device: 'cuda:99'}", ["pi2vec.device = 'cuda:99'"]),
+        ("execution: {scheduler: 'tcp://127.0.0.1:1'}", ["no Dask scheduler answers there"]),
+    ],
+)
+def test_what_a_run_needs_is_looked_for_first(monkeypatch, tmp_path, capsys, settings, parts):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("lever_lib.llm.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    few = "grid: {size: 6, golds: 4, blocks: 2, hazards: 2}\nlibraries: {X1: {episodes: 100, epsilon_decay: 0.9}}\n"
+    (tmp_path / "needy.yaml").write_text(few + settings)
+    monkeypatch.setattr("lever_lib.params.PARAMS_FOLDER", tmp_path)
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path / "outputs"))
+    assert main(["needy"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(part in line for part in parts)
+    assert not (tmp_path / "outputs" / "needy").exists()
 
 
 def test_a_run_of_a_clone_keeps_the_study_that_came_with_it(smoke_params, tmp_path):

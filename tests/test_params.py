@@ -54,7 +54,7 @@ def test_published_settings():
         ("encoder: minilm", "encoder: ''", ["search.encoder", "''", "at least 1 character"]),
         ("decompose: offline", "decompose: magic", ["search.decompose", "'magic'", "'offline', 'llm' or 'none'"]),
         ("index: auto", "index: tree", ["search.index", "'tree'", "'flat'"]),
-        ("cosine_gate: null", "cosine_gate: 2", ["search.cosine_gate", "2", "less than or equal to 0.99"]),
+        ("cosine_gate: null", "cosine_gate: 2", ["search.cosine_gate", "2", "less than or equal to 0.9"]),
         (
             "X1: {episodes: 500,",
             "X1: {episodes: 50000,",

@@ -1,5 +1,6 @@
 """The script that starts everything, where something is missing: it says what to do and exits with 2."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -95,6 +96,22 @@ def test_without_a_network_it_says_so_and_starts_over_next_time(checkout, before
     says(result, "installing requirements.txt failed", "network", "Run the same command again")
     assert not (environment / "left over").exists()
     assert not (environment / "requirements.sha256").exists(), "the next run sets up again"
+
+
+def test_an_error_in_the_sources_is_none_of_the_environment(checkout):
+    package = checkout / "lever_lib"
+    package.mkdir()
+    (package / "__init__.py").write_text("oops(")
+    environment = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (place,) = environment.glob("lib/*/site-packages")
+    (place / "here.pth").write_text(f"{checkout}\n")
+    wanted = b"".join((checkout / name).read_bytes() for name in ("requirements.txt", "pyproject.toml"))
+    (environment / "requirements.sha256").write_text(hashlib.sha256(wanted).hexdigest() + "\n")
+    result = run(checkout, "smoke")
+    assert "oops(" in result.stderr
+    assert "setting up" not in result.stderr
+    assert (place / "here.pth").is_file()
 
 
 @pytest.mark.parametrize(
