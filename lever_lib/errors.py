@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -82,6 +83,7 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
         reason, code = "this takes more memory than there is", 2
     except KeyboardInterrupt:
         reason, code = interrupted, 130
+        gc.freeze()  # what is in memory goes with the process: looking for garbage in it first takes seconds
     with suppress(OSError, AttributeError):  # where nothing can be said, the exit code still tells
         sys.stderr.write(f"lever: {one_line(reason)}\n")
     return code

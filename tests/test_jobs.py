@@ -54,6 +54,26 @@ def test_workers_end_with_who_asked_for_them(how):
         time.sleep(0.1)
 
 
+def test_ctrl_c_is_heard_once_while_workers_start():
+    """It goes to all that are in the foreground, and workers load for seconds."""
+    asks = (
+        "import sys, time; from lever_lib.errors import exit_code; from lever_lib.jobs import run_jobs; "
+        "from lever_lib.params import Execution; "
+        "jobs = run_jobs(time.sleep, [60, 60], Execution(workers=2), 'sleeping', threads=False); "
+        "sys.exit(exit_code(lambda: next(jobs), 'stopped'))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", asks], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(children.read_text().split()) < 3:  # the first one keeps their accounts
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "lever: stopped"
+    assert "Traceback" not in said
+
+
 def test_a_worker_that_is_killed_is_one_line():
     jobs = run_jobs(_ends_itself, [0, 0, 1, 0], Execution(workers=2), "ending", threads=False)
     with pytest.raises(LeverError, match="a worker process ended before its job was done"):
