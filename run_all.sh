@@ -11,6 +11,7 @@
 # Everything is installed into .venv on the first call.
 set -euo pipefail
 unset CDPATH # or `cd` may go somewhere else
+unset PYTHONPATH # or the sources of another checkout may come first
 case ${LEVER_OUTPUTS:-/} in
   /*) ;;
   *) LEVER_OUTPUTS=$PWD/$LEVER_OUTPUTS ;; # before moving away
@@ -28,7 +29,7 @@ installed_here() {
   local root
   root=$(pwd -P)
   # Found, not imported: an error in the sources is none of .venv.
-  [[ $(cd / && "$root/.venv/bin/python" -c 'import importlib.util as u; print(u.find_spec("lever_lib").submodule_search_locations[0])' 2>/dev/null) == "$root/lever_lib" ]]
+  (cd / && "$root/.venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("lever_lib").submodule_search_locations[0] != sys.argv[1])' "$root/lever_lib" 2>/dev/null)
 }
 
 set_up() {

@@ -30,7 +30,9 @@ def _keep_kernels_true() -> None:
     must not be written to, the cache is the user's own.
     """
     package = Path(__file__).resolve().parent
-    sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()
+    sources = hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")) if path.is_file())
+    ).hexdigest()
     place = package / "__pycache__"
     if not os.access(package, os.W_OK):
         place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lever_lib"

@@ -36,11 +36,13 @@ from lever_lib.params import Params, resolved
 _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE.parent
 # As this process loads them: what comes of an edit that is made meanwhile must not count as made by the edited code.
-SOURCES = {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))}
+SOURCES = {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py")) if path.is_file()}
 CODE = hashlib.sha256(b"\0".join(SOURCES.values())).hexdigest()  # processes that share it compute the same
-CODE_WANTED = "LEVER_CODE"  # in the environment of a kernel that a run starts
-if os.environ.get(CODE_WANTED, CODE) != CODE:
-    raise LeverError("lever_lib was changed while this run goes on; run the same command again")
+CODE_WANTED = "LEVER_CODE"  # in the environment of a kernel: the code of the run that started it, and where it is
+if os.environ.get(CODE_WANTED, f"{CODE} {_PACKAGE}") != f"{CODE} {_PACKAGE}":
+    raise LeverError(
+        "lever_lib was changed while this run goes on, or PYTHONPATH leads to another one; run the same command again"
+    )
 MANIFEST = "manifest.json"
 PARAMS = "params.yaml"
 _PART = re.compile(r"[A-Za-z0-9_][\w .+-]*", re.ASCII)  # of a file's path, as stages name them
@@ -602,7 +604,7 @@ def check_code() -> None:
     Raises:
         LeverError: if one was changed.
     """
-    if {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))} != SOURCES:
+    if {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py")) if path.is_file()} != SOURCES:
         raise LeverError("lever_lib was changed while this run went on; run the same command again")
 
 
@@ -657,6 +659,14 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _is_sayable(path: Path) -> bool:
+    """Whether the system can be told a path."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or as it was before.
 
@@ -664,7 +674,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         LeverError: if the system does not let it be written, or there is something that is no file.
     """
     with writing_to(shown(path)):
-        if "\0" in str(path) or (path.exists() and not path.is_file()):
+        if not _is_sayable(path) or (path.exists() and not path.is_file()):
             raise LeverError(f"{str(path)!r}: cannot be written: is no name of a file")
     draft = path.with_name(f".{_sha256(path.name.encode(errors='surrogatepass'))[:16]}.writing")  # a name may be long
     with writing_to(shown(path)):

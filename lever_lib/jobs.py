@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -136,7 +137,7 @@ def _cluster(address: str) -> Iterator[Client]:
     try:
         _look(address)
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
-    except (OSError, ValueError):
+    except Exception:  # whatever else answers there may lead its reader to anything
         raise LeverError(f"execution.scheduler = {address!r}: no Dask scheduler answers there") from None
     with client:
         try:
@@ -164,14 +165,29 @@ def _look(address: str) -> None:
 
     Raises:
         OSError: if nothing answers in time.
-        ValueError: if something else does. A message of Dask begins with its length, and the first one is short.
+        ValueError: if something else does. The first message of Dask is short, and says how long each part of it is.
     """
     place = urlsplit(address)
     if place.scheme == "tcp":
         with socket.create_connection((place.hostname, place.port), timeout=_PATIENCE) as connection:
-            length = connection.recv(8)
-        if len(length) < 8 or int.from_bytes(length, "little") > _FIRST_MESSAGE:
+            length = int.from_bytes(_received(connection, 8), "little")
+            if not 16 <= length <= _FIRST_MESSAGE:
+                raise ValueError
+            message = _received(connection, length)
+        words = struct.unpack(f"<{length // 8}Q", message[: length // 8 * 8])
+        parts = words[0] + 1  # how many parts there are, how long each is, and the parts
+        if parts > len(words) or 8 * parts + sum(words[1:parts]) != length:
             raise ValueError
+
+
+def _received(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = connection.recv(size - len(data))
+        if not more:
+            raise ValueError
+        data += more
+    return data
 
 
 def check_cluster(address: str) -> None:

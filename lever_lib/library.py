@@ -265,9 +265,11 @@ def check_layout(layout: Layout, library: Library) -> Layout:
     """`layout` if it can join `library`, else a `LeverError` that says why not."""
     grid = library.params.grid
     name = layout.name
-    nameable = isinstance(name, str) and name.strip() and name.isprintable() and not name.isdigit()
+    nameable = _is_line(name) and not name.isdigit() and "+" not in name
     if not nameable or name in library.layouts:
-        raise LeverError(f"layout name {name!r}: must be new and not a number; there is {list(library.layouts)}")
+        raise LeverError(
+            f"layout name {name!r}: must be new, not a number, and without '+'; there is {list(library.layouts)}"
+        )
     if layout.size != grid.size or layout.moves != grid.moves:
         raise LeverError(
             f"layout {layout.name!r}: is {layout.size} x {layout.size} with {layout.moves} moves, "
@@ -305,7 +307,7 @@ def _checked(record: PolicyRecord, layouts: dict[str, Layout], known: set[str], 
     if not _is_a(Integral, record.episodes) or not 0 <= record.episodes < 2**53:
         raise LeverError(f"episodes {of}: must be a whole number, not negative, is {record.episodes!r}")
     seconds = record.train_seconds
-    if not _is_a(Real, seconds) or not (0 <= seconds < np.inf or np.isnan(seconds)):
+    if not _is_a(Real, seconds) or not (0 <= seconds < 1e300 or seconds != seconds):
         raise LeverError(f"train_seconds {of}: must be a number, not negative, or nan, is {seconds!r}")
     visits = as_numbers(f"visits {of}", record.visits, shape)
     if (visits < 0).any() or (visits != np.floor(visits)).any():
@@ -359,16 +361,19 @@ def _checked_episode(record: PolicyRecord, layout: Layout) -> Episode:
     of = f"episode of policy {record.policy_id!r}"
     if not isinstance(record.episode, Episode):
         raise LeverError(f"{of}: must be an Episode, is {type(record.episode).__name__}")
-    states = np.asarray(record.episode.cells).size
+    try:
+        episode = Episode(*(np.asarray(part) for part in record.episode))
+    except Exception as error:  # rows of different lengths, or an object's own way to become an array
+        raise LeverError(f"{of}: its parts must be arrays ({one_line(str(error))})") from None
+    if any(np.ma.is_masked(part) for part in record.episode):
+        raise LeverError(f"{of}: its parts must not be masked")
+    states = episode.cells.size
     if not states:
         raise LeverError(f"{of}: must have a first cell")
     shapes = Episode((states,), (states - 1,), (states, len(layout.golds)), (states,), (states,))
     above = Episode(layout.cells.size, ACTIONS, 2, 2, np.iinfo(np.int32).max)
     parts = []
-    for name, part, shape, kind, bound in zip(
-        Episode._fields, record.episode, shapes, _EPISODE_TYPES, above, strict=True
-    ):
-        found = np.asarray(part)
+    for name, found, shape, kind, bound in zip(Episode._fields, episode, shapes, _EPISODE_TYPES, above, strict=True):
         flags = kind is np.bool_
         if found.shape != shape or found.dtype.kind not in ("b" if flags else "iu"):
             rule = f"{shape} {'flags' if flags else 'whole numbers'}"

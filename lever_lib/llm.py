@@ -9,6 +9,7 @@ can be recorded, and a recording answers in its place, without network or key.
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import logging
@@ -19,8 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from functools import cache
-from html.entities import html5
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -50,7 +49,6 @@ _MOST_ANSWER = 30_000  # bytes of text
 _MOST_COUNT = 10**9  # tokens, and seconds, of an answer that anybody can believe
 _MOST_BODY = 1_000_000  # bytes: such an answer with every letter escaped, and the thoughts that some models send along
 _MOST_TOLD_BACK, _MOST_REASON = 10_000, 300  # letters of an answer shown again, and of a reason in a message or log
-_BLANKS = " \t\n\r\f\v\xa0"
 _SECRET = 8  # letters; what is shorter is a dummy, and hiding it would hide parts of words
 _TOO_LONG = f"it is longer than {_MOST_ANSWER // 1000} kB"
 _OBJECT = re.compile(r'\{\s*["}]')  # how a JSON object starts; prose may hold other braces
@@ -223,8 +221,6 @@ class _Endpoint:
             _append(settings.record, b"")  # if it cannot be written, better now than after an answer that was paid for
         import openai  # takes a second: only who asks a model shall wait for it, and before the clock starts
 
-        for secret in self._access.secrets:
-            _repeated(secret)  # of long ones the pattern takes a second, too
         for name in ("openai", "httpx2", "httpcore2"):  # they log what a server says, which may be the key
             logging.getLogger(name).setLevel(logging.WARNING)
         self._begun = self._since = time.monotonic()
@@ -454,7 +450,17 @@ class _Access:
     def hide(self, text: str) -> str:
         """A text without the secrets that an endpoint may have repeated in it, escaped and broken as may be."""
         for secret in self.secrets:
-            text = _repeated(secret).sub("[key]", text.replace(secret, "[key]"))
+            text = text.replace(secret, "[key]")
+        plain, spans = _unescaped(text)
+        found = []
+        for secret in self.secrets:
+            needle = _unescaped(secret)[0]
+            at = plain.find(needle) if len(needle) >= _SECRET else -1
+            while at >= 0:
+                found.append((spans[at][0], spans[at + len(needle) - 1][1]))
+                at = plain.find(needle, at + len(needle))
+        for start, end in sorted(found, reverse=True):  # from the end, so that what is before stays where it is
+            text = f"{text[:start]}[key]{text[end:]}"
         return text
 
     @property
@@ -466,27 +472,43 @@ class _Access:
         return sorted((secret for secret in secrets if len(secret) >= _SECRET), key=len, reverse=True)
 
 
-@cache
-def _repeated(secret: str) -> re.Pattern[str]:
-    """What finds a secret as JSON, addresses or HTML may write it, with blanks in between."""
-    blank = rf"\s|\\{{1,9}}[nrtfbv]|{_escaped(_BLANKS)}"
-    # Atomic groups: whatever a server sends, nothing is tried in more than one way.
-    slashes = {one: r"(?:\\{1,9})?" for one in '"/'} | {"\\": r"\\{0,8}"}
-    letters = (rf"(?>{_escaped(one)}|{slashes.get(one, '')}{re.escape(one)})" for one in secret)
-    return re.compile(f"(?>(?:{blank})*)".join(letters))
+_ESCAPE = re.compile(
+    r"\\+u[0-9a-fA-F]{4}|\\+[nrtfbv]?|(?:%[0-9a-fA-F]{2})+|&(?:#[0-9]{1,20}|#[xX][0-9a-fA-F]{1,20}|[A-Za-z][A-Za-z0-9]{1,31});?"
+)
+_LAYERS = 8  # of escapes within escapes
 
 
-@cache
-def _escaped(letters: str) -> str:
-    r"""Pattern of any of some letters, escaped: `\u003c`, `%3c`, `&#60;`, `&#x3c;` and `&lt;` are the same."""
-    codes = [f"{ord(one):x}" for one in letters]
-    four, two, code = ("|".join(code.zfill(width) for code in codes) for width in (4, 2, 1))
-    names = "|".join(sorted({re.escape(name.rstrip(";")) for name, letter in html5.items() if letter in [*letters]}))
-    decimal = rf"0{{0,9}}(?:{'|'.join(str(ord(one)) for one in letters)})(?:;|(?!\d))"
-    hexadecimal = rf"[xX]0{{0,9}}(?i:{code})(?:;|(?![\da-fA-F]))"
-    html = rf"&(?:#{decimal}|#{hexadecimal}{f'|(?:{names});?' if names else ''})"
-    # JSON within JSON doubles backslashes; no more of them, for every start is tried.
-    return rf"\\{{1,9}}u(?i:{four})|%(?i:{two})|{html}"
+def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
+    r"""What JSON, addresses and HTML mean by a text, within each other, too: only letters that a key may have.
+
+    `\u003c`, `%3c`, `&#60;`, `&#x3c;` and `&lt;` are the same. What else there is, blanks and backslashes, is left out.
+
+    Returns:
+        The letters, and the span of the text that each stands for.
+    """
+    spans = [(at, at + 1) for at in range(len(text))]
+    for _ in range(_LAYERS):
+        parts, kept, done = [], [], 0
+        for found in _ESCAPE.finditer(text):
+            start, end = found.span()
+            letters = _letters(found[0])
+            parts += [text[done:start], letters]
+            kept += spans[done:start] + [(spans[start][0], spans[end - 1][1])] * len(letters)
+            done = end
+        before, text, spans = text, "".join([*parts, text[done:]]), kept + spans[done:]
+        if text == before:
+            break
+    here = [at for at, one in enumerate(text) if "!" <= one <= "~"]
+    return "".join(text[at] for at in here), [spans[at] for at in here]
+
+
+def _letters(escape: str) -> str:
+    """What an escape stands for."""
+    if escape[0] == "&":
+        return html.unescape(escape)
+    if escape[0] == "%":
+        return bytes.fromhex(escape.replace("%", "")).decode(errors="replace")
+    return chr(int(escape[-4:], 16)) if "u" in escape else ""
 
 
 def _find_access(model: str) -> _Access:

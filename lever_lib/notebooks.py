@@ -83,6 +83,7 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     stage = STAGES.get(path.stem)
     whole = stage is None or outputs.fresh(stage)
     cells = _cells(path)  # an edit that is made from now on is for the next run
+    data = _data(outputs)
     if whole and _is_up_to_date(path, cells, outputs):
         return False
     target = outputs.folder / "notebooks" / path.name
@@ -114,7 +115,7 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
             else:
                 drawn.append(figure)
         files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *drawn]}
-        entry = {"key": _key(path, cells, outputs), "root_seed": outputs.params.root_seed, "files": files}
+        entry = {"key": _key(path, cells, outputs, data), "root_seed": outputs.params.root_seed, "files": files}
         outputs.enter(entry_name, entry)
     return True
 
@@ -122,7 +123,11 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
 def _is_up_to_date(path: Path, cells: list[tuple[str, str]], outputs: Outputs) -> bool:
     """Whether the executed copy of a notebook shows what is there now."""
     entry = outputs.manifest().get(f"notebooks/{path.stem}")
-    return bool(entry and entry["key"] == _key(path, cells, outputs) and not damaged_files(outputs.folder, entry))
+    return bool(
+        entry
+        and entry["key"] == _key(path, cells, outputs, _data(outputs))
+        and not damaged_files(outputs.folder, entry)
+    )
 
 
 def _has_work(outputs: Outputs, start: str) -> bool:
@@ -144,7 +149,7 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say comes as an exception too
     prefer_own_kernel()
-    os.environ[CODE_WANTED] = CODE
+    os.environ[CODE_WANTED] = f"{CODE} {ROOT / 'lever_lib'}"
     try:
         papermill.execute_notebook(
             _as_it_is(path),
@@ -215,7 +220,13 @@ def _cells(path: Path) -> list[tuple[str, str]]:
         raise LeverError(f"{shown(path)}: is damaged, no notebook can be read there; take it from git") from None
 
 
-def _key(path: Path, cells: list[tuple[str, str]], outputs: Outputs) -> str:
+def _data(outputs: Outputs) -> dict[str, Any]:
+    """Checksums of files of the package, and of a recording, that notebooks read."""
+    tables = sorted((ROOT / "lever_lib" / "data").glob("*.csv"))
+    return {"data": {path.name: file_hash(path) for path in tables}, "recording": recording_hash(outputs.params)}
+
+
+def _key(path: Path, cells: list[tuple[str, str]], outputs: Outputs, data: dict[str, Any]) -> str:
     """Hash of all that an executed notebook shows: its cells, the params, the code, the stages, the studies."""
     code = "\n".join(source for kind, source in cells if kind == "code")
     stages = {name: lasting_files(entry["files"]) for name, entry in outputs.manifest().items() if "/" not in name}
@@ -225,8 +236,7 @@ def _key(path: Path, cells: list[tuple[str, str]], outputs: Outputs) -> str:
         "cells": cells,
         "params": resolved(outputs.params),
         "sources": {name: source_hash(name) for name in imported},
-        "data": {path.name: file_hash(path) for path in sorted((ROOT / "lever_lib" / "data").glob("*.csv"))},
-        "recording": recording_hash(outputs.params),
+        **data,
         "study": [file_hash(file) for file in study_files(outputs)] if "lever_lib.study" in imported else [],
         **{name: _lasting(name, outputs) for name, module in _SHOWN.items() if module in imported},
         "stages": {name: files for name, files in stages.items() if not upstream or name in upstream},

@@ -133,7 +133,7 @@ class Search:
 class LanguageModel:
     """Who splits a question under `search.decompose: llm`. `OPENAI_API_KEY` and `OPENAI_BASE_URL` say where it is."""
 
-    model: str = Field("gpt-5-nano", min_length=1)
+    model: str = Field("gpt-5-nano", min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")
     timeout_s: float = Field(60.0, gt=0, le=3600)  # for a whole question, retries included
     tries: int = Field(3, ge=1, le=10)
     fallback: Literal["error", "offline"] = "error"  # what happens if it gives no usable answer

@@ -543,7 +543,7 @@ def test_tables_that_are_none_are_refused(opened):
 ODD_RECORDS = {
     "snapshot": [None, "x", np.nan, 0, 5, True],
     "episodes": [None, "x", -1, 2**70, 1.5],
-    "train_seconds": [None, "x", -1, np.inf],
+    "train_seconds": [None, "x", -1, np.inf, 10**400],
     "source": [None, ["x"], "", "a\nb"],
     "seed": [[], None],
     "episode": [
@@ -551,6 +551,7 @@ ODD_RECORDS = {
         (),
         Episode(*[[]] * 5),
         Episode(*[None] * 5),
+        Episode([[0], [1, 2]], *[[]] * 4),
         Episode([0, 1], [7], [[True] * 4] * 2, [False] * 2, [0] * 2),
     ],
     "q_table": [Hostile(), None],

@@ -1,6 +1,7 @@
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -123,7 +124,13 @@ def test_nothing_is_lost_when_a_worker_is_killed_half_way(cluster, smoke_params)
             assert np.array_equal(one.visits, other.visits)
 
 
-@pytest.mark.parametrize("says", [b"", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+NO_DASK = [
+    *(b"", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+    *(struct.pack("<Q", 5) + b"hello", struct.pack("<4Q", 0, 0, 0, 0), struct.pack("<3Q", 16, 1, 10**12)),
+]
+
+
+@pytest.mark.parametrize("says", NO_DASK, ids=range(len(NO_DASK)))
 def test_what_is_no_scheduler_is_not_waited_for(monkeypatch, says):
     monkeypatch.setattr(seam, "_PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:

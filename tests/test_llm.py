@@ -262,7 +262,6 @@ def test_hiding_takes_no_time_worth_mentioning(access, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with LLMServer(sends(500, key[:-1] * 600)) as server:
         access(server.url, key)
-        llm._repeated(key)  # before the clock starts
         assert "899400 bytes" in refusal(tries=1, timeout_s=2)
 
 
@@ -605,8 +604,23 @@ def test_no_secret_is_in_an_error_a_log_or_a_recording(access, hasty, step, logi
         lambda text: text.replace("s", "&#115"),
         *(
             lambda text, blank=blank: text[:9] + blank + text[9:]
-            for blank in ("\\u0020", "%20", "&nbsp;", "\\f", "&#32;")
+            for blank in (
+                "\\u0020",
+                "%20",
+                "&nbsp;",
+                "\\f",
+                "&#32;",
+                "\\u2003",
+                "&#8195;",
+                "%E2%80%83",
+                "%C2%A0",
+                "&ensp;",
+            )
         ),
+        lambda text: quote(quote(text)),
+        lambda text: html.escape(html.escape(text)).replace("s", "&amp;#115;"),
+        lambda text: html.escape(json.dumps(text).strip('"')),
+        lambda text: "\u2009".join(text),
     ],
 )
 def test_a_secret_is_known_however_it_is_written(escape):

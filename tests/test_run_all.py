@@ -169,9 +169,15 @@ def test_two_first_calls_at_once_do_not_disturb_each_other(checkout):
     (checkout / "lever_lib" / "__init__.py").write_text("")
     (checkout / "lever_lib" / "start.py").write_text("print('started')")
     slow = checkout / "python3"  # for the other one to come in between
-    slow.write_text(f'#!/bin/sh\n[ "$2" = venv ] && sleep 1\nexec "{sys.executable}" "$@"\n')
+    slow.write_text(
+        f'#!/bin/sh\n"{sys.executable}" "$@" || exit\n[ "$2" = venv ] || exit 0\nsleep 1\n'
+        'for place in .venv/lib/*/site-packages; do pwd >"$place/here.pth"; done\n'
+    )
     slow.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(slow), "PIP_NO_INDEX": "1", "PYTHONPATH": str(checkout)}
+    elsewhere = checkout.parent / "elsewhere" / "lever_lib"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "__init__.py").write_text("raise SystemExit('of another checkout')")
+    environment = os.environ | {"PYTHON": str(slow), "PIP_NO_INDEX": "1", "PYTHONPATH": str(elsewhere.parent)}
     processes = [
         subprocess.Popen(
             [str(checkout / "run_all.sh"), "smoke"],
