@@ -35,8 +35,15 @@ from lever_lib.params import Params, resolved
 
 _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE.parent
+
+
+def _sources() -> dict[Path, bytes]:
+    """All sources as they are on disk; editors put links that lead nowhere beside what they edit."""
+    return {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py")) if path.is_file()}
+
+
 # As this process loads them: what comes of an edit that is made meanwhile must not count as made by the edited code.
-SOURCES = {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py")) if path.is_file()}
+SOURCES = _sources()
 CODE = hashlib.sha256(b"\0".join(SOURCES.values())).hexdigest()  # processes that share it compute the same
 CODE_WANTED = "LEVER_CODE"  # in the environment of a kernel: the code of the run that started it, and where it is
 if os.environ.get(CODE_WANTED, f"{CODE} {_PACKAGE}") != f"{CODE} {_PACKAGE}":
@@ -423,21 +430,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         checksum, stages = content.pop("checksum"), content["stages"]
         if checksum != json_hash(content) or not isinstance(content["params"], str | None):
             raise ValueError
-        if content["spec"] != folder.name:  # renamed or copied: what it lists says so in many places
-            raise MissingArtifactError(
-                f"{shown(path)}: is of spec {content['spec']!r}, not {folder.name!r}; delete the folder and run again"
-            )
         for name, entry in stages.items():
             if not all(isinstance(value, str) for value in (entry["key"], *entry["files"].values())):
                 raise TypeError
             if not _HASH.fullmatch(entry.get("made_of", "0" * 64)) or not all(map(_is_inside, (name, *entry["files"]))):
                 raise ValueError
-    except MissingArtifactError:
-        raise
+        spec = content["spec"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # or no file
         raise MissingArtifactError(
             f"{shown(path)}: not a readable manifest; take it from git, or delete the folder and run again"
         ) from None
+    if spec != folder.name:  # renamed or copied: its files say so in many places
+        raise MissingArtifactError(
+            f"{shown(path)}: is of spec {spec!r}, not {folder.name!r}; delete the folder and run again"
+        )
     return content
 
 
@@ -604,7 +610,7 @@ def check_code() -> None:
     Raises:
         LeverError: if one was changed.
     """
-    if {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py")) if path.is_file()} != SOURCES:
+    if _sources() != SOURCES:
         raise LeverError("lever_lib was changed while this run went on; run the same command again")
 
 

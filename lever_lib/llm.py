@@ -413,8 +413,7 @@ def _one_line(text: str) -> str:
 
 def _status_failure(error: openai.APIStatusError, model: str) -> _Failure:
     status = error.status_code
-    said = _bounded(error.response.content)
-    said = f"Error code: {status} - {said}"
+    said = f"Error code: {status} - {_bounded(error.response.content)}"
     if status in {408, 409, 429} or status >= 500:
         return _Failure(said, wait=_retry_after(error.response.headers.get("retry-after", "")))
     cures = {
@@ -453,15 +452,17 @@ class _Access:
             text = text.replace(secret, "[key]")
         plain, spans = _unescaped(text)
         found = []
-        for secret in self.secrets:
-            needle = _unescaped(secret)[0]
+        for needle in {_unescaped(secret)[0] for secret in self.secrets}:
             at = plain.find(needle) if len(needle) >= _SECRET else -1
             while at >= 0:
                 found.append((spans[at][0], spans[at + len(needle) - 1][1]))
-                at = plain.find(needle, at + len(needle))
-        for start, end in sorted(found, reverse=True):  # from the end, so that what is before stays where it is
-            text = f"{text[:start]}[key]{text[end:]}"
-        return text
+                at = plain.find(needle, at + 1)
+        parts, done = [], 0
+        for start, end in sorted(found):  # they may overlap
+            if start >= done:
+                parts += [text[done:start], "[key]"]
+            done = max(done, end)
+        return "".join([*parts, text[done:]])
 
     @property
     def secrets(self) -> list[str]:

@@ -84,7 +84,7 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     whole = stage is None or outputs.fresh(stage)
     cells = _cells(path)  # an edit that is made from now on is for the next run
     data = _data(outputs)
-    if whole and _is_up_to_date(path, cells, outputs):
+    if whole and _is_up_to_date(path, cells, outputs, data):
         return False
     target = outputs.folder / "notebooks" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,22 +120,19 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     return True
 
 
-def _is_up_to_date(path: Path, cells: list[tuple[str, str]], outputs: Outputs) -> bool:
+def _is_up_to_date(path: Path, cells: list[tuple[str, str]], outputs: Outputs, data: dict[str, Any]) -> bool:
     """Whether the executed copy of a notebook shows what is there now."""
     entry = outputs.manifest().get(f"notebooks/{path.stem}")
-    return bool(
-        entry
-        and entry["key"] == _key(path, cells, outputs, _data(outputs))
-        and not damaged_files(outputs.folder, entry)
-    )
+    return bool(entry and entry["key"] == _key(path, cells, outputs, data) and not damaged_files(outputs.folder, entry))
 
 
 def _has_work(outputs: Outputs, start: str) -> bool:
     """Whether a run would execute any notebook."""
+    data = _data(outputs)
     try:
         for path in numbered_notebooks(start):
             stage = STAGES.get(path.stem)
-            if (stage and outputs.problem(stage)) or not _is_up_to_date(path, _cells(path), outputs):
+            if (stage and outputs.problem(stage)) or not _is_up_to_date(path, _cells(path), outputs, data):
                 return True
     except MissingArtifactError:
         return True

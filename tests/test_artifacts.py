@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -243,6 +244,15 @@ def test_sources_are_followed_through_imports(monkeypatch, tmp_path):
         assert edited != fingerprint(), "an edit while a process runs is not what it runs"
     finally:
         source_hash.cache_clear()
+
+
+def test_what_an_editor_puts_beside_a_source_is_none(tmp_path):
+    shutil.copytree(ROOT / "lever_lib", tmp_path / "lever_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "lever_lib" / ".#library.py").symlink_to("me@host.1:1")
+    command = [sys.executable, "-m", "lever_lib", "verify", "--spec", "smoke"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "params" in said.stderr, "it has none"
+    assert len(said.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

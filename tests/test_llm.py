@@ -629,6 +629,13 @@ def test_a_secret_is_known_however_it_is_written(escape):
     assert hidden.replace('"', "").replace("\\", "") == "see [key] there"
 
 
+def test_secrets_that_overlap_are_hidden_whole():
+    hide = llm._Access("host", "http://host", "abcdefgh12345678ijkl", ("12345678", "ijklmnopqrst")).hide
+    for text in ("abcdefgh12345678ijklmnopqrst", "abcdefgh12345678ijkl, 12345678", "12345678, ijklmnopqrst"):
+        escaped = "".join(f"&#{ord(one)};" for one in text)
+        assert not set(re.findall(r"\d+", hide(f"see {escaped} there"))) - {str(ord(one)) for one in ", "}
+
+
 def test_hiding_takes_no_longer_than_reading():
     key = "sk-" + "nt" * 30 + "-end"
     text = "".join(2 * f"\\{one}" + one + 2 * f"\\{one}" if one in "nt" else one for one in key[:-1])

@@ -197,6 +197,22 @@ def test_a_notebook_that_is_edited_while_it_runs_runs_again(monkeypatch, tmp_pat
     assert not run_notebook(path, "smoke", outputs)
 
 
+def test_tables_that_are_edited_while_a_notebook_runs_make_it_run_again(monkeypatch, tmp_path):
+    path, outputs = shortened(monkeypatch, tmp_path, "x = 1")
+    seen = ["before"]
+    monkeypatch.setattr(notebooks, "_data", lambda _: {"data": seen[0]})
+    execute = notebooks._execute
+
+    def edit(*arguments):
+        execute(*arguments)
+        seen[0] = "after"
+
+    monkeypatch.setattr(notebooks, "_execute", edit)
+    assert run_notebook(path, "smoke", outputs)
+    assert run_notebook(path, "smoke", outputs)
+    assert not run_notebook(path, "smoke", outputs)
+
+
 @pytest.mark.parametrize("odd", ["decompose: none", "cosine_gate: -1.0", "decompose: llm"])
 def test_search_is_shown_for_whatever_params_allow(smoke, smoke_outputs, monkeypatch, tmp_path, odd):
     """Also for a model that does not understand what is waved away."""
