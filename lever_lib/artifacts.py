@@ -537,7 +537,8 @@ def clear(folder: Path) -> None:
     """Delete all that runs wrote into a spec's folder. Studies take long and stay, as does what is somebody's own.
 
     Raises:
-        LeverError: if a run is going on, or the manifest is damaged and studies would be lost with it.
+        LeverError: if a run is going on, or the manifest is damaged and studies would be lost with it, or what is
+            another spec's, behind a link.
     """
     if folder.is_dir():
         with hold(folder, RUN, wait=False), hold(folder, BUILD), hold(folder, PUBLISH):
@@ -554,7 +555,7 @@ def _clear(folder: Path) -> None:
         kept = {name: entry for name, entry in stages.items() if outlives_runs(name)}
         written += stages.keys() - kept.keys()
     except MissingArtifactError:
-        if known:  # nothing else knows what they hold
+        if known or folder.is_symlink():  # nothing else knows what they hold, and whose the linked folder is
             raise
         kept = {}
     delete(folder / PARAMS)

@@ -381,8 +381,8 @@ class Pool:
         if isinstance(policy, CellPolicy) and not self._can_act(policy.actions):
             cells, most = self.layout.horizon, ACTIONS - 1
             raise LeverError(
-                f"method {method.name!r}: its actions must be an array of whole numbers up to {most}, one for each of "
-                f"{cells} cells, or for each state"
+                f"method {method.name!r}: its actions must be an array of whole numbers from 0 to {most}, one for "
+                f"each of {cells} cells, or for each state"
             )
         if isinstance(policy, CellPolicy) and policy.actions.dtype != np.int8:  # as kernels know it
             return replace(policy, actions=policy.actions.astype(np.int8))
@@ -393,7 +393,7 @@ class Pool:
         cells = self.layout.horizon
         lengths = (cells, cells * memory_count(len(self.layout.golds)))
         whole = isinstance(actions, np.ndarray) and actions.ndim == 1 and actions.dtype.kind in "iu"
-        return bool(whole and len(actions) in lengths and actions.min() >= -1 and actions.max() < ACTIONS)
+        return bool(whole and len(actions) in lengths and actions.min() >= 0 and actions.max() < ACTIONS)
 
     def total_visits(self, members: tuple[int, ...]) -> np.ndarray:
         """Times each action was taken in the training of any of the policies, int64 (S, 4)."""

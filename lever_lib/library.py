@@ -332,12 +332,12 @@ def _is_a(kind: type, value: Any) -> bool:
 
 
 def as_numbers(name: str, table: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """`table` as finite real numbers of a shape.
+    """`table` as real numbers of a shape, so small that sums of them are finite.
 
     Raises:
         LeverError: if it cannot be had so.
     """
-    rule = f"{name}: must be finite numbers of shape {shape}"
+    rule = f"{name}: must be finite numbers of shape {shape}, {_MOST:g} at most"
     if np.ma.is_masked(table):
         raise LeverError(f"{rule}, none of them masked")
     try:
@@ -348,11 +348,12 @@ def as_numbers(name: str, table: Any, shape: tuple[int, ...]) -> np.ndarray:
     if found.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
             found = found.astype(np.float64)
-    if found.dtype.kind not in "biuf" or found.shape != shape or not np.isfinite(found).all():
+    if found.dtype.kind not in "biuf" or found.shape != shape or not (np.abs(found.astype(np.float64)) <= _MOST).all():
         raise LeverError(f"{rule}, is {found.dtype} of shape {found.shape}")
     return found
 
 
+_MOST = 1e100  # of a table's numbers; squares and sums of such are still finite
 _EPISODE_TYPES = Episode(np.int32, np.int8, np.bool_, np.bool_, np.int32)
 
 

@@ -31,7 +31,7 @@ from lever_lib.library import Library
 from lever_lib.params import Params, Pi2Vec
 from lever_lib.policies.base import CellPolicy, Episode
 from lever_lib.psi_network import ENDS, GOES_ON, LEARNERS, STAYS, Learner, Pairs, Scale, feature_scale, learn
-from lever_lib.rollout import END_STUCK, Paths, Policy, start_state
+from lever_lib.rollout import END_STUCK, Paths, Policy, follow, start_state
 from lever_lib.seeding import stream
 
 _CANONICAL = "canonical_states.npz"
@@ -154,12 +154,12 @@ class Embedder:
         )
 
     def _exact(self, policy: Policy) -> np.ndarray:
-        paths = policy.paths(self.layout, self.states)
+        paths = follow(policy, self.layout, self.states)
         return successor_features(self.tables, self.states, paths, self.layout, self.gamma)
 
     def pairs(self, policy: Policy, starts: States) -> Pairs:
         """What is seen of a policy that is followed from given states to the end."""
-        return path_pairs(self.tables, starts, policy.paths(self.layout, starts), self.layout)
+        return path_pairs(self.tables, starts, follow(policy, self.layout, starts), self.layout)
 
 
 @dataclass(frozen=True)

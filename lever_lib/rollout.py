@@ -23,6 +23,7 @@ from lever_lib.envs.gridworld import (
     Transitions,
 )
 from lever_lib.envs.rewards import EVENTS, RewardSystem
+from lever_lib.errors import LeverError
 
 END_EXIT, END_HAZARD, END_STUCK = range(3)
 GOES_ON = -1
@@ -106,11 +107,32 @@ def returns(counts: np.ndarray, systems: list[RewardSystem]) -> np.ndarray:
     return np.round(np.einsum("ke,re->kr", counts, weights), _DECIMALS)
 
 
+def follow(policy: Policy, layout: Layout, starts: States) -> Paths:
+    """Where `policy` leads from each start state.
+
+    Raises:
+        LeverError: if it claims to walk where the layout does not let it.
+    """
+    paths = policy.paths(layout, starts)
+    name = f"{type(policy).__name__}.paths"
+    if not isinstance(paths, Paths) or not all(isinstance(part, np.ndarray) for part in paths):
+        raise LeverError(f"{name}: must return Paths of arrays, returned {type(paths).__name__}")
+    shapes, count = [part.shape for part in paths], len(starts.cells)
+    shaped = shapes == [(count, *shapes[0][1:2])] * 2 + [(count,)] * 2 and paths.cells.ndim == 2
+    if not shaped or any(part.dtype.kind not in "iu" for part in paths):
+        raise LeverError(f"{name}: must be whole numbers in the shapes of Paths, with {count} paths, are {shapes}")
+    wrong = _first_wrong(layout.transitions, layout.gold_index, layout.longest_path, starts, paths)
+    if wrong >= 0:
+        raise LeverError(
+            f"{name}: path {wrong} is none in layout {layout.name!r}: a move leads elsewhere, or never ends"
+        )
+    return paths
+
+
 def evaluate(policy: Policy, layout: Layout, system: RewardSystem) -> Outcome:
     """Follow `policy` from the start of `layout`, exactly, and pay it under `system`."""
     starts = start_state(layout)
-    paths = policy.paths(layout, starts)
-    return outcome(layout, system, starts, paths)
+    return outcome(layout, system, starts, follow(policy, layout, starts))
 
 
 def outcome(layout: Layout, system: RewardSystem, starts: States, paths: Paths) -> Outcome:
@@ -182,6 +204,32 @@ def count_move(
         counts[_SHARE] += left / max(len(golds), 1)
         counts[_WITH_LEVER] += taken
     return after, left_after, taken_after, end
+
+
+@njit(cache=True, nogil=True)
+def _first_wrong(transitions: Transitions, gold_index: np.ndarray, longest: int, starts: States, paths: Paths) -> int:
+    """The first of some paths that does not follow the moves of the layout, or -1."""
+    cells, actions, steps, ends = paths
+    event, counts = transitions.event, np.zeros(len(EVENTS))
+    for k in range(len(steps)):
+        golds = starts.golds[k].copy()
+        s, left, taken, end = starts.cells[k], golds.sum(), int(starts.lever[k]), GOES_ON
+        if not 0 <= steps[k] <= min(longest, cells.shape[1] - 1) or cells[k, 0] != s:
+            return k
+        for t in range(steps[k]):
+            a = actions[k, t]
+            if end != GOES_ON or not 0 <= a < event.shape[1]:
+                return k
+            s, left, taken, end = count_move(transitions, gold_index, golds, s, a, left, taken, counts)
+            if cells[k, t + 1] != s:
+                return k
+        if end == GOES_ON:
+            a = actions[k, steps[k]]
+            halts = steps[k] == longest or a == -1 or (0 <= a < event.shape[1] and event[s, a] == BUMP)
+            end = END_STUCK if halts else GOES_ON
+        if ends[k] != end:
+            return k
+    return -1
 
 
 @njit(cache=True, nogil=True)

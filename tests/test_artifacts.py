@@ -122,6 +122,15 @@ def test_a_linked_folder_is_reset_like_another(outputs, tmp_path):
     assert not list(elsewhere.iterdir())
 
 
+def test_a_link_to_another_spec_is_not_reset(outputs):
+    build(outputs, FIRST)
+    link = outputs.folder.with_name("other")
+    link.symlink_to(outputs.folder.name)
+    with pytest.raises(LeverError, match="is of spec 'smoke', not 'other'"):
+        clear(link)
+    assert outputs.fresh(FIRST)
+
+
 def test_what_is_somebodys_own_outlives_a_reset(outputs):
     build(outputs, FIRST)
     (outputs.folder / "my notes.txt").write_text("mine")

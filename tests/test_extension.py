@@ -160,13 +160,15 @@ def test_a_method_may_not_take_a_built_in_name():
 
 @pytest.mark.parametrize(
     "actions",
-    [np.zeros(5, np.int8), np.full(36, 7), np.full(36, -2), np.zeros(36), None, np.zeros((36, 4), int)],
+    [np.zeros(5, np.int8), np.full(36, 7), np.full(36, -1), np.zeros(36), None, np.zeros((36, 4), int)],
     ids=["too few", "unknown", "negative", "no numbers", "none", "a table"],
 )
 def test_a_method_whose_actions_cannot_be_followed_is_named(opened, actions):
     register("broken", rung=0)(lambda view: CellPolicy(actions))
     try:
-        with pytest.raises(LeverError, match="method 'broken': its actions must be an array of whole numbers up to 3"):
+        with pytest.raises(
+            LeverError, match="method 'broken': its actions must be an array of whole numbers from 0 to 3"
+        ):
             opened.ask("gold and the lever", method="broken")
     finally:
         del composition.METHODS["broken"]
@@ -317,6 +319,7 @@ def test_the_interval_holds_the_prediction(opened, strategy):
         ({"q_table": np.zeros((36, 3))}, r"q_table: must be finite numbers of shape \(36, 4\)"),
         ({"q_table": "text"}, "q_table"),
         ({"q_table": np.full((36, 4), np.nan)}, "finite"),
+        ({"q_table": np.full((36, 4), 1e300)}, "finite numbers .* 1e.100 at most"),
         ({"visits": np.full((36, 4), -1)}, "visits .* negative"),
         ({"visits": np.full((36, 4), np.nan)}, "visits: must be finite"),
         ({"policy_id": "X1-0000-path-20"}, "must be new"),

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from lever_lib.envs.rewards import COMPONENTS, EVENTS, REWARD_SYSTEMS, Component, reward_system
+from lever_lib.envs.rewards import COMPONENTS, EVENTS, REWARD_SYSTEMS, Component, RewardSystem, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.recognise import check_sentences
 
@@ -79,6 +79,12 @@ def test_a_name_that_cannot_be_joined_is_refused(monkeypatch, name):
     monkeypatch.setitem(COMPONENTS, name, Component("Stroll.", {"step": 1.0}, words="stroll"))
     with pytest.raises(LeverError, match=f"component {name!r}: its name must be"):
         check_sentences()
+
+
+@pytest.mark.parametrize("components", [("path", "coins"), ()])
+def test_a_made_up_system_is_refused(components):
+    with pytest.raises(LeverError, match=r"reward system 'mine': components .* must be among path, gold"):
+        RewardSystem("mine", components)
 
 
 def test_names_are_put_in_order():

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from lever_lib.envs.gridworld import States
 from lever_lib.envs.rewards import EVENTS, reward_system
+from lever_lib.errors import LeverError
 from lever_lib.policies.base import CellPolicy
-from lever_lib.rollout import END_EXIT, evaluate, event_counts, start_state
+from lever_lib.rollout import END_EXIT, END_HAZARD, Paths, evaluate, event_counts, start_state
 from tests.oracle import follow
 from tests.worlds import layouts, systems
 
@@ -61,6 +62,50 @@ def test_fast_equals_slow(layout, system, seed):
     value, stuck = follow(layout, actions, system.components, system.legacy_gold_exit)
     assert outcome.return_ == pytest.approx(value, abs=1e-6)
     assert outcome.stuck == stuck
+
+
+class Told:
+    """A policy of somebody's own, who says where it goes."""
+
+    def __init__(self, paths):
+        self.told = paths
+
+    def paths(self, layout, starts):
+        return self.told
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"cells": [[0, 8, 12, 13, 14, 15]]}, "Paths of arrays"),
+        ({"steps": np.array([9])}, "path 0 is none"),
+        ({"steps": np.array([-1])}, "path 0 is none"),
+        ({"steps": np.array([4])}, "path 0 is none"),
+        ({"cells": np.array([[1, 8, 12, 13, 14, 15]])}, "path 0 is none"),
+        ({"cells": np.array([[0, 8, 12, 13, 10**6, 15]])}, "path 0 is none"),
+        ({"actions": np.array([[3, 1, 0, 0, 99, 0]])}, "path 0 is none"),
+        ({"actions": np.array([[3, 1, 0, 0, -1, 0]])}, "path 0 is none"),
+        ({"actions": np.array([[3.0, 1, 0, 0, 0, 0]])}, "whole numbers"),
+        ({"actions": np.array([[3, 1, 0, 0, 0]])}, "shapes of Paths"),
+        ({"end": np.array([END_HAZARD])}, "path 0 is none"),
+        ({"end": np.array(END_EXIT)}, "shapes of Paths"),
+        ({"cells": np.array(0), "actions": np.array(0)}, "shapes of Paths"),
+        ({"cells": np.zeros((1, 0), int), "actions": np.zeros((1, 0), int)}, "path 0 is none"),
+    ],
+)
+def test_who_walks_where_the_layout_does_not_let_him_is_refused(corridor, change, rule):
+    paths = Paths(
+        np.array([[0, 8, 12, 13, 14, 15]]), np.array([[3, 1, 0, 0, 0, 0]]), np.array([5]), np.array([END_EXIT])
+    )
+    system = reward_system("path")
+    assert evaluate(Told(paths), corridor, system).return_ > 0
+    with pytest.raises(LeverError, match=f"Told.paths: .*{rule}"):
+        evaluate(Told(paths._replace(**change)), corridor, system)
+
+
+def test_who_returns_no_paths_is_refused(corridor):
+    with pytest.raises(LeverError, match="must return Paths of arrays, returned NoneType"):
+        evaluate(Told(None), corridor, reward_system("path"))
 
 
 def test_the_start_state_has_everything_left(corridor):

@@ -114,6 +114,12 @@ class RewardSystem:
     components: tuple[str, ...]
     legacy_gold_exit: bool = False
 
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.components if name not in COMPONENTS]
+        if unknown or not self.components:
+            known = ", ".join(COMPONENTS)
+            raise LeverError(f"reward system {self.name!r}: components {self.components!r} must be among {known}")
+
     @cached_property
     def weights(self) -> np.ndarray:
         """Reward per event, float64 (E,), in the order of `EVENTS`."""
