@@ -9,63 +9,92 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from math import isnan, nan
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lever_lib.artifacts import ADDED, Outputs, damaged_files, json_hash, shown
-from lever_lib.envs.gridworld import Layout
+from lever_lib.artifacts import ADDED, Outputs, damaged_files, delete, json_hash, shown
+from lever_lib.envs.gridworld import Layout, States
 from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.files import read_json
 from lever_lib.library import Library, load_records, save_records
 from lever_lib.locks import BUILD, PUBLISH, hold
+from lever_lib.pi2vec import METHODS, are_states
 from lever_lib.policies.base import PolicyRecord
 
 
-def keep(records: Sequence[PolicyRecord], layouts: Sequence[Layout], library: Library, outputs: Outputs) -> Path:
+@dataclass(frozen=True)
+class Added:
+    """Policies that join a library, with all that it takes to have them in it again as they are now.
+
+    Attributes:
+        records: of policies.
+        layouts: that they are valid in and that the library does not have.
+        methods: by which each is embedded, as in `Embeddings.joined`; by default None for all.
+        canonical: states of these layouts, by name, that they are embedded at; by default they are drawn again.
+    """
+
+    records: Sequence[PolicyRecord] = ()
+    layouts: Sequence[Layout] = ()
+    methods: Sequence[str | None] = ()
+    canonical: Mapping[str, States] = field(default_factory=dict)
+
+
+def keep(batch: Added, library: Library, outputs: Outputs) -> Path:
     """Write policies beside a library, as one batch; returns its folder.
 
     Args:
-        records: that the library does not have yet; `Library.joined` says what is wrong with them.
-        layouts: that they are valid in and that the library does not have.
+        batch: that the library does not have yet; `Library.joined` says what is wrong with its records.
         library: that they join.
         outputs: that it is part of.
 
     Raises:
-        LeverError: if one was added already, by another process or an older handle of the library.
+        LeverError: if one was added already, or another layout by the name of one, by another process or an older
+            handle of the library.
     """
-    seeds = list(dict.fromkeys(record.seed for record in records))
-    records = sorted(records, key=lambda record: seeds.index(record.seed))
-    worlds = library.layouts | {layout.name: layout for layout in layouts}
-    names = [record.policy_id for record in records]
+    worlds = library.layouts | {layout.name: layout for layout in batch.layouts}
+    names = [record.policy_id for record in batch.records]
     name = f"{ADDED}/{json_hash(names)[:16]}"
     with outputs.writing_folder(name, {"key": name}) as draft:
-        there = {known for batch in _batches(outputs) for known in _names(outputs.folder / batch)}
-        for policy_id in names:
-            if policy_id in there:
-                raise LeverError(f"policy_id {policy_id!r}: was added to spec {outputs.spec} meanwhile")
-        for number, seed in enumerate(seeds):  # episodes in different worlds have different numbers of golds
-            of_seed = [record for record in records if record.seed == seed]
-            save_records(of_seed, draft / f"policies_{number:04d}.npz")
+        others = [_look(outputs.folder / other) for other in _batches(outputs)]
+        for other in others:
+            for policy_id in names:
+                if policy_id in other["policies"]:
+                    raise LeverError(f"policy_id {policy_id!r}: was added to spec {outputs.spec} meanwhile")
+            for layout in batch.layouts:
+                if other["worlds"].get(layout.name, _world(layout)) != _world(layout):
+                    raise LeverError(
+                        f"layout {layout.name!r}: another one of that name was added to spec {outputs.spec}, with "
+                        f"policy {other['policies'][0]!r}; choose another name, or remove that"
+                    )
+        of_seeds = groupby(batch.records, attrgetter("seed"))  # other worlds have other numbers of golds
+        for number, (_, records) in enumerate(of_seeds):
+            save_records(list(records), draft / f"policies_{number:06d}.npz")
+        seconds = [record.train_seconds for record in batch.records]
+        canonical = {layout.name: batch.canonical.get(layout.name) for layout in batch.layouts}
         about = {
+            "number": 1 + max((other["number"] for other in others), default=0),
             "policies": names,
-            "train_seconds": [None if isnan(record.train_seconds) else record.train_seconds for record in records],
-            "worlds": {record.seed: _world(worlds[record.seed]) for record in records},
-            "layouts": {layout.name: layout.cells.tolist() for layout in layouts},
+            "train_seconds": [None if isnan(one) else one for one in seconds],
+            "methods": list(batch.methods) or [None] * len(names),
+            "worlds": {record.seed: _world(worlds[record.seed]) for record in batch.records},
+            "layouts": {layout.name: layout.cells.tolist() for layout in batch.layouts},
+            "canonical": {seed: [part.tolist() for part in states] for seed, states in canonical.items() if states},
         }
         (draft / "about.json").write_text(json.dumps(about) + "\n")
     return outputs.folder / name
 
 
-def added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[Layout]]:
-    """All policies that were added to a library, and the layouts that came with them.
+def added(library: Library, outputs: Outputs) -> Added:
+    """All policies that were added to a library, in the order in which they were, and the layouts that came with them.
 
     What was added to another world than the library now has, or has a name that the library now uses itself, is left
     out, with a warning.
@@ -74,34 +103,65 @@ def added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[
         MissingArtifactError: if a file is missing or damaged.
     """
     with outputs.reading():
-        return _added(library, outputs)
+        batches = []
+        for name, entry in sorted(_batches(outputs).items()):
+            damaged = damaged_files(outputs.folder, entry)
+            if damaged:
+                what = json.dumps(name)
+                raise MissingArtifactError(f"{shown(damaged[0])} is missing or damaged; remove {what} with `remove`")
+            batches.append(_read(outputs.folder / name, library))
+    batches.sort(key=lambda numbered: numbered[0])
+    return _fitting([batch for _, batch in batches], library)
 
 
-def _added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list[Layout]]:
-    records: list[PolicyRecord] = []
-    layouts: dict[str, Layout] = {}
-    own_names = set(library.policies["policy_id"])
-    for name, entry in sorted(_batches(outputs).items()):
-        damaged = damaged_files(outputs.folder, entry)
-        if damaged:
-            batch = json.dumps(name)
-            raise MissingArtifactError(f"{shown(damaged[0])} is missing or damaged; remove {batch} with `remove`")
+def _read(folder: Path, library: Library) -> tuple[int, tuple[Added, dict[str, str]]]:
+    """A batch from its files: its number, what is in it, and which worlds it was added to."""
+    files = sorted(folder.glob("policies_*.npz"))
+    stored = [record for file in files for record in load_records(file)]
+    try:
+        about = _about(folder)
+        number, methods, worlds = about["number"], about["methods"], about["worlds"]
         moves = library.params.grid.moves
-        files = sorted((outputs.folder / name).glob("policies_*.npz"))
-        stored = [record for file in files for record in load_records(file)]
-        try:
-            about = _about(outputs.folder / name)
-            own = {seed: Layout(np.array(cells, np.int8), seed, moves) for seed, cells in about["layouts"].items()}
-            worlds = library.layouts | layouts | own
-            seconds_of = [nan if seconds is None else float(seconds) for seconds in about["train_seconds"]]
-            timed = list(zip(stored, seconds_of, (about["worlds"][record.seed] for record in stored), strict=True))
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            reason = " ".join(str(error).split())
-            batch = f"{shown(outputs.folder / name)}: holds no policies that were added ({reason})"
-            raise MissingArtifactError(f"{batch}; remove {json.dumps(name)} with `remove`") from None
-        for record, seconds, world in timed:
+        layouts = [Layout(np.array(cells, np.int8), seed, moves) for seed, cells in about["layouts"].items()]
+        canonical = {layout.name: _states(about["canonical"], layout) for layout in layouts}
+        seconds_of = [nan if seconds is None else float(seconds) for seconds in about["train_seconds"]]
+        records = [replace(record, train_seconds=seconds) for record, seconds in zip(stored, seconds_of, strict=True)]
+        sound = isinstance(number, int) and len(methods) == len(records) and set(methods) <= {None, *METHODS}
+        if not sound or not {record.seed for record in records} <= worlds.keys():
+            raise ValueError("its numbers, methods or worlds are not those of its policies")
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise MissingArtifactError(
+            f"{shown(folder)}: holds no policies that were added ({reason}); "
+            f"remove {json.dumps(f'{ADDED}/{folder.name}')} with `remove`"
+        ) from None
+    known = {name: states for name, states in canonical.items() if states is not None}
+    return number, (Added(records, layouts, methods, known), worlds)
+
+
+def _states(canonical: dict[str, list], layout: Layout) -> States | None:
+    if layout.name not in canonical:
+        return None
+    cells, golds, lever = canonical[layout.name]
+    count = len(layout.golds)
+    states = States(np.array(cells, np.int32), np.array(golds, bool).reshape(len(cells), count), np.array(lever, bool))
+    if not are_states(states, layout.horizon, count):
+        raise ValueError(f"holds no states of layout {layout.name!r}")
+    return states
+
+
+def _fitting(batches: list[tuple[Added, dict[str, str]]], library: Library) -> Added:
+    """What of some batches fits a library; of two layouts by one name the first counts."""
+    found: list[tuple[PolicyRecord, str | None]] = []
+    layouts: dict[str, Layout] = {}
+    canonical: dict[str, States] = {}
+    own_names = set(library.policies["policy_id"])
+    for batch, worlds in batches:
+        own = {layout.name: layout for layout in batch.layouts}
+        known = own | layouts | library.layouts
+        for record, method in zip(batch.records, batch.methods, strict=True):
             reason = None
-            if record.seed not in worlds or _world(worlds[record.seed]) != world:
+            if record.seed not in known or _world(known[record.seed]) != worlds[record.seed]:
                 reason = "it was added to another world"
             elif record.library not in library.params.libraries:
                 reason = f"there is no training budget {record.library!r} any more"
@@ -113,10 +173,13 @@ def _added(library: Library, outputs: Outputs) -> tuple[list[PolicyRecord], list
                 text = "%s: policy %s is left out, as %s; remove it with `remove`"
                 logging.getLogger(__name__).warning(text, library.spec, record.policy_id, reason)
                 continue
-            records.append(replace(record, train_seconds=seconds))
-            if record.seed in own:
-                layouts[record.seed] = own[record.seed]
-    return records, list(layouts.values())
+            found.append((record, method))
+            if record.seed not in library.layouts:
+                layouts[record.seed] = known[record.seed]
+                if record.seed in batch.canonical:
+                    canonical.setdefault(record.seed, batch.canonical[record.seed])
+    records, methods = zip(*found, strict=True) if found else ((), ())
+    return Added(records, list(layouts.values()), methods, canonical)
 
 
 def remove(policy_id: str, outputs: Outputs) -> int:
@@ -126,11 +189,17 @@ def remove(policy_id: str, outputs: Outputs) -> int:
         LeverError: if no such policy was added.
     """
     for name in _batches(outputs):
-        if policy_id == name or policy_id in (names := _names(outputs.folder / name)):
+        names = _look(outputs.folder / name)["policies"]
+        if policy_id == name or policy_id in names:
             count = 1 if policy_id == name else len(names)
             with hold(outputs.folder, BUILD), hold(outputs.folder, PUBLISH):
+                folder = outputs.folder / name
+                old = folder.with_name(f".{folder.name}.old")
+                delete(old)
                 outputs.forget(name)
-                shutil.rmtree(outputs.folder / name, ignore_errors=True)
+                with suppress(OSError):  # of a damaged one there may be nothing
+                    folder.rename(old)  # a run sweeps it if this process ends here
+                    delete(old)
                 with suppress(OSError):  # there are others
                     (outputs.folder / ADDED).rmdir()
             return count
@@ -142,12 +211,16 @@ def _batches(outputs: Outputs) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in outputs.manifest().items() if name.startswith(f"{ADDED}/")}
 
 
-def _names(folder: Path) -> list[str]:
+def _look(folder: Path) -> dict[str, Any]:
+    """The number, policies and worlds of a batch; none of a damaged one, which goes by its own name."""
     try:
-        names = _about(folder)["policies"]
-    except (OSError, ValueError, LookupError, TypeError):  # a damaged batch has no names, and goes by its own
-        return []
-    return names if isinstance(names, list) else []
+        about = _about(folder)
+        kinds = {"number": int, "policies": list, "worlds": dict}
+        if all(isinstance(about[name], kind) for name, kind in kinds.items()):
+            return about
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    return {"number": 0, "policies": [], "worlds": {}}
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from lever_lib.certificate import Certificate, Outlook, certify, outlook, upper_
 from lever_lib.composition import Method, Pool
 from lever_lib.composition import method as find_method
 from lever_lib.decompose import Decomposition, decompose
-from lever_lib.envs.gridworld import ACTION_NAMES, ACTIONS, Layout, layout_from_text, make_layout
+from lever_lib.envs.gridworld import ACTION_NAMES, ACTIONS, Layout, States, layout_from_text, make_layout
 from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.jobs import run_jobs
@@ -340,10 +341,19 @@ class OpenLibrary:
             LeverError: if a name is taken or a table does not fit.
         """
         policies = self.library.joined(records, layouts)
+        return self._grown(policies, [embedding] * (len(policies.policies) - len(self.library.policies)))
+
+    def _grown(
+        self,
+        policies: Library,
+        methods: Sequence[str | None],
+        canonical: Mapping[str, States] = MappingProxyType({}),
+    ) -> OpenLibrary:
+        """This library with those that joined it; arguments as of `pi2vec.extend`."""
         retriever = replace(
             self.retriever,
             library=policies,
-            embeddings=pi2vec.extend(self.retriever.embeddings, policies, embedding),
+            embeddings=pi2vec.extend(self.retriever.embeddings, policies, methods, canonical),
             index=index.extend(self.retriever.index, policies),
         )
         return replace(self, retriever=retriever)
@@ -428,16 +438,23 @@ class OpenLibrary:
         base = library.load_library(self.params, self.outputs)
         own = [layout for name, layout in self.library.layouts.items() if name not in base.layouts]
         used = {record.seed for record in records}
-        additions.keep(records, [layout for layout in own if layout.name in used], base, self.outputs)
+        batch = additions.Added(
+            records,
+            [layout for layout in own if layout.name in used],
+            self.retriever.embeddings.joined[-len(rows) :],
+            self.retriever.embeddings.canonical,
+        )
+        additions.keep(batch, base, self.outputs)
         return replace(self, stored=len(self.library.policies))
 
 
-def open_library(spec: str = "8x8", root: str | Path | None = None) -> OpenLibrary:
+def open_library(spec: str = "8x8", root: str | Path | None = None, added: bool = True) -> OpenLibrary:
     """Open what notebooks 01 to 04 have written for a spec.
 
     Args:
         spec: name of a params file.
         root: folder of all outputs; by default `outputs/` of the repository or `LEVER_OUTPUTS`.
+        added: whether policies that somebody added are in it, too. What a run writes does not depend on them.
 
     Raises:
         LeverError: if the spec is unknown, or a stage is absent, damaged or out of date.
@@ -451,14 +468,14 @@ def open_library(spec: str = "8x8", root: str | Path | None = None) -> OpenLibra
         embeddings = pi2vec.load_embeddings(params, outputs)
         texts = index.load_index(policies, outputs)
         retriever = Retriever(policies, embeddings, regressor.load_regressor(outputs), texts)
-        records, layouts = additions.added(policies, outputs)
+        more = additions.added(policies, outputs) if added else additions.Added()
     if len(embeddings.embeddings) != len(policies.policies) or not set(policies.layouts) <= set(embeddings.canonical):
         raise MissingArtifactError(
             f"{shown(outputs.folder / pi2vec.STAGE.name)}: is of another library; run notebook 02_pi2vec again"
         )
     opened = OpenLibrary(params, retriever, outputs)
-    if records:
-        opened = opened.with_records(records, layouts)
+    if more.records:
+        opened = opened._grown(policies.joined(more.records, more.layouts), more.methods, more.canonical)
     return replace(opened, stored=len(opened.library.policies))
 
 

@@ -10,10 +10,11 @@ Source: Barreto et al. (2017), section 3; Scarpellini et al. (2024), pi2vec.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -172,6 +173,7 @@ class Embeddings:
         canonical: canonical states by seed name.
         settings: they were made with.
         root_seed: they were made with.
+        joined: method by which each of the last policies, those of no file, was embedded; None for that of `settings`.
     """
 
     embeddings: np.ndarray
@@ -179,6 +181,7 @@ class Embeddings:
     canonical: dict[str, States]
     settings: Pi2Vec
     root_seed: int
+    joined: tuple[str | None, ...] = ()
 
     def embedder(self, layout: Layout) -> Embedder:
         """What embeds further policies of a layout of the library."""
@@ -224,7 +227,7 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     try:
         states = zip(*(stored[name] for name in ("seeds", *States._fields)), strict=True)
         canonical = {str(name): States(*parts) for name, *parts in states}
-        known = all(_is_state(states, params) for states in canonical.values())
+        known = all(are_states(states, params.grid.size**2, params.grid.golds) for states in canonical.values())
     except (LookupError, TypeError, ValueError):
         known = False
     if not known:
@@ -232,44 +235,53 @@ def load_embeddings(params: Params, outputs: Outputs) -> Embeddings:
     return Embeddings(*arrays, canonical, params.pi2vec, params.root_seed)
 
 
-def _is_state(states: States, params: Params) -> bool:
-    """Whether kernels, which look at no bounds, may be given these states."""
-    cells, golds, lever = states
-    kinds = cells.dtype == np.int32 and golds.dtype == bool and lever.dtype == bool
-    shapes = cells.ndim == 1 and lever.shape == cells.shape and golds.shape == (len(cells), params.grid.golds)
-    return kinds and shapes and len(cells) > 0 and cells.min() >= 0 and cells.max() < params.grid.size**2
+def are_states(states: States, cells: int, golds: int) -> bool:
+    """Whether kernels, which look at no bounds, may be given these as states of a world of so many cells and golds."""
+    at, left, lever = states
+    kinds = at.dtype == np.int32 and left.dtype == bool and lever.dtype == bool
+    shapes = at.ndim == 1 and lever.shape == at.shape and left.shape == (len(at), golds)
+    return kinds and shapes and len(at) > 0 and at.min() >= 0 and at.max() < cells
 
 
-def extend(embeddings: Embeddings, library: Library, method: str | None = None) -> Embeddings:
+def extend(
+    embeddings: Embeddings,
+    library: Library,
+    methods: Sequence[str | None],
+    canonical: Mapping[str, States] = MappingProxyType({}),
+) -> Embeddings:
     """Embeddings of a library that further policies and layouts have joined.
 
     Args:
         embeddings: of the library's first policies.
         library: with further policies after these.
-        method: that embeds these, `exact` or `network`; by default the one that embedded the first ones.
+        methods: that embed these, each `exact`, `network` or None for the one that embedded the first ones.
+        canonical: states of further layouts, where they were drawn before; else they are drawn now.
 
     Raises:
         LeverError: if there is no such method.
     """
-    settings = embeddings.settings
-    if method is not None:
-        if method not in METHODS:
+    for method in methods:
+        if method not in (None, *METHODS):
             raise LeverError(f"embedding = {method!r}: must be one of {', '.join(METHODS)}")
-        settings = replace(settings, method=method)
-    canonical = dict(embeddings.canonical)
+    settings, known = embeddings.settings, len(embeddings.embeddings)
+    states = dict(embeddings.canonical)
     for name, layout in library.layouts.items():
-        if name not in canonical:
-            canonical[name] = _canonical_states(library, layout)
-    known = len(embeddings.embeddings)
+        if name not in states:
+            drawn = canonical.get(name)
+            fits = drawn is not None and len(drawn.cells) == settings.canonical_states
+            states[name] = drawn if fits else _canonical_states(library, layout)
     mean, start = (
         np.concatenate([part, np.empty((len(library.policies) - known, part.shape[1]))]) for part in embeddings.embedded
     )
-    grown = Embeddings(mean, start, canonical, settings, embeddings.root_seed)
-    seeds = library.policies["seed"].to_numpy()
-    for seed in np.unique(seeds[known:]):
-        rows = known + np.flatnonzero(seeds[known:] == seed)
-        mean[rows], start[rows] = _embed_layout(_job(grown.embedder(library.layouts[seed]), library, rows))
-    return replace(grown, settings=embeddings.settings)
+    grown = Embeddings(mean, start, states, settings, embeddings.root_seed, (*embeddings.joined, *methods))
+    alike: dict[tuple[str, str], list[int]] = {}  # rows by layout and method
+    for row, method in enumerate(methods, known):
+        alike.setdefault((library.policies["seed"][row], method or settings.method), []).append(row)
+    for (seed, method), rows in alike.items():
+        embedder = grown.embedder(library.layouts[seed])
+        embedder = replace(embedder, settings=replace(settings, method=method))
+        mean[rows], start[rows] = _embed_layout(_job(embedder, library, np.array(rows)))
+    return grown
 
 
 def _job(embedder: Embedder, library: Library, rows: np.ndarray) -> _EmbeddingJob:

@@ -1,4 +1,5 @@
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lever_lib import additions
-from lever_lib.additions import remove
+from lever_lib import additions, pi2vec
+from lever_lib.additions import Added, remove
 from lever_lib.api import OpenLibrary, open_library
 from lever_lib.artifacts import ROOT, clear, examine, file_hash
 from lever_lib.envs.rewards import COMPONENTS, Component
@@ -75,6 +76,90 @@ def test_a_world_of_your_own_is_kept_with_its_policies(opened, root):
     assert answer.policy_ids == mine.ask("fast exit with gold", seed="mine").policy_ids
     times, ours = (one.library.timings["train_seconds"].iloc[-80:] for one in (again, mine))
     assert np.array_equal(times, ours)
+
+
+QUESTIONS = ("fast exit with gold", "pull the lever and stay safe", "collect gold, avoid hazards", "get out quickly")
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_what_is_opened_again_answers_as_what_was_kept(opened, root, q_table, batches):
+    mine = opened.with_layout("mine", MAP)
+    mine = mine.keep() if batches == 2 else mine
+    mine = mine.with_policy("late", q_table, setup="gold", seed="mine").with_policy("b", q_table, "path", 1).keep()
+    again = open_library("smoke", root)
+    assert again.library.policies.equals(mine.library.policies)
+    assert np.array_equal(again.retriever.embeddings.embeddings, mine.retriever.embeddings.embeddings)
+    for question in QUESTIONS:
+        ours, theirs = (one.ask(question, seed="mine", method="qsum") for one in (mine, again))
+        assert ours.policy_ids == theirs.policy_ids
+        assert ours.predicted_return == theirs.predicted_return
+
+
+def test_how_a_policy_was_embedded_is_kept(opened, root, q_table):
+    records = opened.with_policy("a", q_table, setup="gold", seed=1).library.records([240])
+    twin = replace(records[0], policy_id="b")
+    mine = opened.with_records(records).with_records([twin], embedding="network").keep()
+    again = open_library("smoke", root)
+    ours, theirs = (one.retriever.embeddings for one in (mine, again))
+    assert theirs.joined == (None, "network")
+    np.testing.assert_allclose(theirs.embeddings, ours.embeddings, rtol=1e-9)
+    assert not np.allclose(theirs.embeddings[-1], theirs.embeddings[-2])
+
+
+def test_canonical_states_are_drawn_again_if_there_are_to_be_others(opened, root):
+    opened.with_layout("mine", MAP).keep()
+    again = open_library("smoke", root)
+    settings = replace(again.params.pi2vec, canonical_states=7)
+    fewer = replace(opened.retriever.embeddings, settings=settings)
+    policies = replace(opened.library, params=replace(opened.params, pi2vec=settings))
+    more = additions.added(opened.library, opened.outputs)
+    grown = pi2vec.extend(fewer, policies.joined(more.records, more.layouts), more.methods, more.canonical)
+    assert len(more.canonical["mine"].cells) == opened.params.pi2vec.canonical_states
+    assert len(grown.canonical["mine"].cells) == 7
+
+
+OTHER_MAP = MAP[::-1].replace("S", "e").replace("E", "S").replace("e", "E")
+
+
+def test_two_worlds_do_not_go_by_one_name(opened, root, q_table):
+    opened.with_layout("mine", MAP).keep().with_policy("tuned", q_table, setup="gold", seed="mine").keep()
+    before = open_library("smoke", root).library
+    with pytest.raises(
+        LeverError, match="layout 'mine': another one of that name was added to spec smoke, with policy"
+    ):
+        opened.with_layout("mine", OTHER_MAP).keep()
+    assert remove(before.policies.query("seed == 'mine'")["policy_id"].iloc[0], opened.outputs) == 80
+    with pytest.raises(LeverError, match="with policy 'tuned'; choose another name, or remove that"):
+        opened.with_layout("mine", OTHER_MAP).keep()
+    assert np.array_equal(open_library("smoke", root).library.layouts["mine"].cells, before.layouts["mine"].cells)
+    remove("tuned", opened.outputs)
+    opened.with_layout("mine", OTHER_MAP).keep()
+    assert not np.array_equal(open_library("smoke", root).library.layouts["mine"].cells, before.layouts["mine"].cells)
+
+
+def test_of_two_worlds_by_one_name_the_first_counts(opened, root, q_table, caplog, monkeypatch):
+    opened.with_layout("mine", MAP).keep()
+    with monkeypatch.context() as patch:
+        patch.setattr(additions, "_look", lambda folder: {"number": 1, "policies": [], "worlds": {}})
+        record = (
+            opened.with_layout("mine", OTHER_MAP).with_policy("tuned", q_table, "gold", "mine").library.records([320])
+        )
+        layout = opened.with_layout("mine", OTHER_MAP).library.layouts["mine"]
+        additions.keep(Added(record, [layout]), opened.library, opened.outputs)
+    with caplog.at_level(logging.WARNING):
+        again = open_library("smoke", root)
+    assert "policy tuned is left out, as it was added to another world" in caplog.text
+    assert len(again.library.policies) == 320
+
+
+def test_a_run_takes_no_notice_of_what_was_added(opened, root, q_table):
+    opened.with_layout("mine", MAP).with_policy("tuned", q_table, setup="gold", seed=1).keep()
+    plain = open_library("smoke", root, added=False)
+    assert plain.library.policies.equals(opened.library.policies)
+    assert list(plain.library.layouts) == list(opened.library.layouts)
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        calls = re.findall(r"open_library\(([^)]*)\)", path.read_text())
+        assert all("added=False" in call for call in calls), path.name
 
 
 def test_a_batch_brings_the_worlds_that_it_needs(opened, root, q_table):
@@ -167,8 +252,8 @@ def test_what_belongs_to_another_world_is_left_out_and_named(opened, root, q_tab
     mine = opened.with_policy("lost", q_table, setup="gold", seed=1)
     record = mine.library.records([240])[0]
     elsewhere = SimpleNamespace(layouts=opened.library.layouts | {"0001": opened.library.layout(2)})
-    additions.keep([record], [], elsewhere, opened.outputs)
-    additions.keep([replace(record, policy_id="poor", library="X99")], [], opened.library, opened.outputs)
+    additions.keep(Added([record]), elsewhere, opened.outputs)
+    additions.keep(Added([replace(record, policy_id="poor", library="X99")]), opened.library, opened.outputs)
     with caplog.at_level(logging.WARNING):
         again = open_library("smoke", root)
     assert again.library.policies.equals(opened.library.policies)
@@ -216,7 +301,7 @@ def test_what_has_a_name_of_the_librarys_own_is_left_out(opened, root, q_table, 
     """As when a layout that is added to the spec brings policies by the names of those that were there before."""
     record = opened.with_policy("mine", q_table, setup="gold", seed=1).library.records([240])[0]
     taken = opened.library.policies["policy_id"].iloc[0]
-    additions.keep([replace(record, policy_id=taken)], [], opened.library, opened.outputs)
+    additions.keep(Added([replace(record, policy_id=taken)]), opened.library, opened.outputs)
     with caplog.at_level(logging.WARNING):
         assert open_library("smoke", root).library.policies.equals(opened.library.policies)
     assert f"policy {taken} is left out, as the library has its own of that name" in caplog.text
