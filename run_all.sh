@@ -46,6 +46,11 @@ set_up() {
   { exec 9>.venv.lock; } 2>/dev/null || die "cannot write to $PWD to set up .venv"
   "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
   if ready; then exec 9>&-; return; fi
+  if [[ -L .venv ]]; then
+    rm .venv # what it leads to is another checkout's
+  elif [[ -e .venv && ! -d .venv ]]; then
+    die "$PWD/.venv is no folder; move it away"
+  fi
   echo "setting up .venv (a few minutes, once)" >&2
   "$python" -m venv --clear .venv || die "could not make .venv; on Debian: apt install python3-venv"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \

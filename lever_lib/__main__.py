@@ -10,24 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from lever_lib.bounded import read_bytes
-from lever_lib.errors import LeverError, exit_code
+from lever_lib.errors import LeverError, OneLineParser, exit_code
 
 if TYPE_CHECKING:
     import numpy as np
 
     from lever_lib.api import Answer, OpenLibrary
     from lever_lib.search import Filters
-
-
-class _Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        message = " ".join(message.split())  # what somebody typed may hold anything
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,8 +42,8 @@ def _run(options: argparse.Namespace) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m lever_lib", description="Reuse policies at inference time.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    parser = OneLineParser(prog="python -m lever_lib", description="Reuse policies at inference time.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     search = _command(commands, "search", _search, "ask for a behaviour in words, get a policy")
     search.add_argument("query", nargs="?", help="the behaviour, e.g. 'collect gold quickly'")
     search.add_argument("--like", metavar="POLICY_ID", help="instead: policies that behave like this one")

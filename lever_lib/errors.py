@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
 
 
 class LeverError(ValueError):
@@ -60,6 +63,28 @@ def _leave(*_: object) -> None:
     os._exit(130)
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit with code 2."""
+        message = " ".join(message.split())  # what somebody typed may hold anything
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class _Interrupted:
+    """Whether Ctrl-C came: libraries in C may turn the exception that says so into another one."""
+
+    heard = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.heard = True
+        signal.default_int_handler(number, frame)
+
+
+_CTRL_C = _Interrupted()
+
+
 def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
     """Do something for a person at a terminal: what they can mend is one line on stderr.
 
@@ -71,19 +96,27 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
         What `run` returned, or 0, if it went well; 2 after an error of the caller's or of the system's, 130 after
         Ctrl-C.
     """
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    outermost = signal.getsignal(signal.SIGINT) in (_leave, signal.default_int_handler)
+    if outermost:
+        _CTRL_C.heard = False
+        signal.signal(signal.SIGINT, _CTRL_C)
     try:
         return run() or 0
-    except LeverError as error:
-        reason, code = str(error), 2
-    except OSError as error:
-        reason, code = _system_reason(error), 2
-    except MemoryError:
-        reason, code = "this takes more memory than there is", 2
-    except KeyboardInterrupt:
-        reason, code = interrupted, 130
-        gc.freeze()  # what is in memory goes with the process: looking for garbage in it first takes seconds
+    except (Exception, KeyboardInterrupt) as error:
+        if _CTRL_C.heard or isinstance(error, KeyboardInterrupt):
+            reason, code = interrupted, 130
+            gc.freeze()  # what is in memory goes with the process: looking for garbage in it first takes seconds
+        elif isinstance(error, LeverError):
+            reason, code = str(error), 2
+        elif isinstance(error, OSError):
+            reason, code = _system_reason(error), 2
+        elif isinstance(error, MemoryError):
+            reason, code = "this takes more memory than there is", 2
+        else:
+            raise
+    finally:
+        if outermost:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(OSError, AttributeError):  # where nothing can be said, the exit code still tells
         sys.stderr.write(f"lever: {one_line(reason)}\n")
     return code

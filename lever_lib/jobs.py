@@ -67,10 +67,10 @@ def _results(
             with parallel_config(backend="dask", client=client):
                 pool = Parallel(return_as="generator")
             yield from pool(delayed(_do)(CODE, None, function, job) for job in jobs)
-    elif execution.workers == 1:
+    elif (workers := min(execution.workers, len(jobs))) <= 1:
         yield from map(function, jobs)
     else:
-        pool = Parallel(n_jobs=execution.workers, return_as="generator", prefer="threads" if threads else "processes")
+        pool = Parallel(n_jobs=workers, return_as="generator", prefer="threads" if threads else "processes")
         try:
             with _deaf():
                 results = pool(delayed(_do)(CODE, os.getpid(), function, job) for job in jobs)

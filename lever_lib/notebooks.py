@@ -6,7 +6,6 @@ in the manifest together with the figures it drew.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -41,7 +40,7 @@ from lever_lib.artifacts import (
 )
 from lever_lib.decompose import recording_hash
 from lever_lib.envs.gridworld import make_layout
-from lever_lib.errors import LeverError, MissingArtifactError, exit_code, writing_to
+from lever_lib.errors import LeverError, MissingArtifactError, OneLineParser, exit_code, writing_to
 from lever_lib.locks import PUBLISH, RUN, hold
 from lever_lib.needs import check_needs
 from lever_lib.params import load_params, resolved
@@ -329,7 +328,7 @@ def run_specs(specs: list[str], start: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """`python -m lever_lib.notebooks [--from NN] SPEC...`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="run_all.sh", description="Run the numbered notebooks.")
+    parser = OneLineParser(prog="run_all.sh", description="Run the numbered notebooks.")
     parser.add_argument("specs", nargs="+", metavar="SPEC")
     parser.add_argument("--from", dest="start", default="01", metavar="NN", help="notebook to start at")
     options = parser.parse_args(arguments)

@@ -118,8 +118,8 @@ class Search:
     trust_remote_code: bool = False  # of a named encoder: run the code that comes with it
     decompose: Literal["offline", "llm", "none"] = "offline"
     index: Literal["auto", "flat", "hnsw", "ivf"] = "auto"  # by the number of distinct sentences, or always this
-    candidates: int = Field(5, ge=2, le=100)  # per sub-query, what `exhaustive` combines
-    top_k: int = Field(3, ge=1, le=100)  # of these, what `hybrid` combines
+    candidates: int = Field(5, ge=2, le=17)  # per sub-query, what `exhaustive` combines: of four, 17^4 = 83,521 at most
+    top_k: int = Field(3, ge=1)  # of these, what `hybrid` combines
     cosine_gate: float | None = Field(None, ge=-1, le=0.9)  # hits below it are no answer; null: calibrated per encoder
 
     @model_validator(mode="after")
@@ -301,8 +301,7 @@ def parse_params(text: str | bytes, source: str = "params") -> Params:
         ArithmeticError,
         RecursionError,
     ) as error:
-        reason = " ".join(str(error).split())
-        raise ParamsError(f"{source}: not readable as YAML: {reason}") from None
+        raise ParamsError(f"{source}: not readable as YAML: {_yaml_reason(error)}") from None
     if not isinstance(raw, dict):
         raise ParamsError(f"{source}: must be a mapping of keys to values, is {type(raw).__name__}")
     try:
@@ -315,6 +314,14 @@ def parse_params(text: str | bytes, source: str = "params") -> Params:
 def resolved(params: Params) -> dict[str, Any]:
     """The settings as plain nested dictionaries and lists, defaults filled in."""
     return TypeAdapter(Params).dump_python(params, mode="json")
+
+
+def _yaml_reason(error: Exception) -> str:
+    """What is wrong, and where; without the line itself, which may hold what nobody was meant to see."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    what = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"{what} on line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
 
 
 def _no_setting(value: Any) -> None:
@@ -376,7 +383,7 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(location) or "the file"
     kind = first["type"]
     if kind in _UNKNOWN_KEY:
-        return f"{key} = {_short(first['input'])}: not a known key{_nearest_key(location)}"
+        return f"{key}: not a known key{_nearest_key(location)}"  # its value may be meant for nobody's eyes
     if kind in {"missing", "missing_argument"}:
         return f"{key} is missing and has no default"
     rule = first["msg"].removeprefix("Value error, ")

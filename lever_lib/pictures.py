@@ -11,6 +11,8 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
+from lever_lib.errors import LeverError, exit_code
+
 _COLOURS = 256
 
 
@@ -35,12 +37,19 @@ def shrink_outputs(notebook: NotebookNode) -> None:
 
 
 def main(paths: list[str]) -> None:
-    """`python -m lever_lib.pictures NOTEBOOK...`: shrink the pictures of notebook files."""
+    """`python -m lever_lib.pictures NOTEBOOK...`: shrink the pictures of notebook files.
+
+    Raises:
+        LeverError: if one is no notebook.
+    """
     for path in map(Path, paths):
-        notebook = nbformat.read(path, as_version=4)
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except ValueError as error:
+            raise LeverError(f"{path}: is no notebook ({error})") from None
         shrink_outputs(notebook)
         nbformat.write(notebook, path)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_code(lambda: main(sys.argv[1:]), interrupted="interrupted"))

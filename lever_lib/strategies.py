@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
+from math import prod
 
 from lever_lib.composition import Method, Pool
 from lever_lib.errors import LeverError
@@ -14,6 +15,7 @@ from lever_lib.policies.base import CellPolicy
 from lever_lib.regressor import Predictor
 from lever_lib.rollout import Policy
 
+_MOST = 100_000  # combinations; they are tried one by one
 _TOGETHER = 64  # policies that are embedded and scored at once; a planned one is large
 STRATEGIES = ("targeted", "hybrid", "exhaustive", "library")
 
@@ -53,13 +55,21 @@ def combinations(
 
     Returns:
         By the worst rank in a combination, so that those of the first k candidates come first, for every k.
+
+    Raises:
+        LeverError: if there is no such strategy, or if they are too many to try.
     """
     if strategy == "library":
         return [tuple(everything)]
     if strategy not in STRATEGIES:
         raise LeverError(f"strategy {strategy!r}: must be one of {', '.join(STRATEGIES)}")
     keep = {"targeted": 1, "hybrid": top_k, "exhaustive": None}[strategy]
-    ranks = product(*(range(len(rows[:keep])) for rows in candidates))
+    counts = [len(rows[:keep]) for rows in candidates]
+    if prod(counts) > _MOST:
+        ways = " x ".join(map(str, counts))
+        rule = f"must be {_MOST:,} at most; take fewer of each (top_k, search.candidates)"
+        raise LeverError(f"{strategy}: {ways} candidates make {prod(counts):,} combinations, {rule}")
+    ranks = product(*map(range, counts))
     return [tuple(rows[r] for rows, r in zip(candidates, rank, strict=True)) for rank in sorted(ranks, key=max)]
 
 

@@ -10,7 +10,6 @@ It works a few layouts at a time and keeps what is finished, so that it can be i
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ from lever_lib.deep import run_deep
 from lever_lib.envs.features import feature_count
 from lever_lib.envs.gridworld import make_layout, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
-from lever_lib.errors import LeverError, MissingArtifactError, exit_code
+from lever_lib.errors import LeverError, MissingArtifactError, OneLineParser, exit_code
 from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment, search_settings
 from lever_lib.generalisation import Findings, joined, load_table, save_table
 from lever_lib.ladder import check_changes, run_ladder
@@ -313,7 +312,7 @@ def _ask_part(outputs: Outputs, models: Regressor, draft: Path, first: bool) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """`python -m lever_lib.study SPEC...`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="run_all.sh study", description="Run the experiment on further layouts.")
+    parser = OneLineParser(prog="run_all.sh study", description="Run the experiment on further layouts.")
     parser.add_argument("specs", nargs="+", metavar="SPEC")
     options = parser.parse_args(arguments)
 

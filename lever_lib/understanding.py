@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lever_lib.envs.rewards import COMPONENTS, REWARD_SYSTEMS, SINGLE_OBJECTIVES, reward_system
+from lever_lib.errors import OneLineParser
 from lever_lib.recognise import LEARNED, recognise
 from lever_lib.seeding import stream
 from lever_lib.text import encode
@@ -195,4 +196,5 @@ def fit() -> None:
 
 
 if __name__ == "__main__":
+    OneLineParser(prog="python -m lever_lib.understanding", description=fit.__doc__).parse_args()
     fit()

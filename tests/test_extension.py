@@ -342,6 +342,11 @@ def test_a_policy_that_does_not_fit_is_refused(opened, change, part):
         opened.with_policy(**settings)
 
 
+def test_half_letters_of_a_question_are_no_reason_to_fail(opened):
+    for how in ("none", "offline"):
+        assert opened.ask("collect gold \ud800", seed=1, how=how).policy_ids
+
+
 def test_records_that_could_never_be_found_are_refused(opened):
     row = next(opened.library.policies.itertuples())
     record = record_of_another_source(opened, row, opened.library.q_tables[0])

@@ -16,7 +16,7 @@ import pytest
 from lever_lib import jobs as seam
 from lever_lib.artifacts import Outputs
 from lever_lib.envs.gridworld import make_layout
-from lever_lib.errors import LeverError
+from lever_lib.errors import LeverError, exit_code
 from lever_lib.jobs import run_jobs
 from lever_lib.library import build_library, training_jobs
 from lever_lib.params import Budget, Execution
@@ -29,6 +29,30 @@ from tests.test_experiment import digests
 def test_results_come_in_the_order_of_the_jobs(workers, threads):
     jobs = [[3, 1], [2], [], [5, 5]]
     assert list(run_jobs(sum, jobs, Execution(workers=workers), "adding", threads)) == [4, 2, 0, 10]
+
+
+def test_no_more_workers_start_than_there_are_jobs(monkeypatch):
+    asked, parallel = [], seam.Parallel
+    monkeypatch.setattr(seam, "Parallel", lambda **settings: asked.append(settings["n_jobs"]) or parallel(**settings))
+    assert list(run_jobs(sum, [[1], [2]], Execution(workers=1000), "adding", threads=True)) == [1, 2]
+    assert list(run_jobs(sum, [[1]], Execution(workers=1000), "adding", threads=True)) == [1]
+    assert list(run_jobs(sum, [], Execution(workers=1000), "adding", threads=True)) == []
+    assert asked == [2]
+
+
+def test_ctrl_c_that_a_library_makes_another_error_of_is_still_ctrl_c(capsys):
+    def swallow():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ValueError("not a valid buffer format") from None
+
+    assert exit_code(lambda: exit_code(swallow, "stopped"), "outside") == 130
+    assert capsys.readouterr().err == "lever: stopped\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(ValueError, match="of its own"):
+        exit_code(lambda: int("of its own"), "stopped")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])

@@ -32,7 +32,7 @@ def test_published_settings():
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("size: 6", "siez: 6", ["grid.siez = 6", "not a known key", "did you mean 'size'"]),
+        ("size: 6", "siez: 6", ["grid.siez: ", "not a known key", "did you mean 'size'"]),
         ("size: 6", "size: six", ["grid.size", "'six'", "integer"]),
         ("size: 6", "size: 2", ["grid.size", "2", "greater than or equal to 3"]),
         ("size: 6", "size: true", ["grid.size", "True", "integer"]),
@@ -90,6 +90,20 @@ def test_a_wrong_value_is_one_line_with_file_key_value_and_rule(old, new, parts)
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["OPENAI_API_KEY: sk-secret-1234", "llm: {api_key: sk-secret-1234}", "key: sk-secret-1234: x", "[sk-secret-1234"],
+)
+def test_what_is_in_the_wrong_place_is_not_repeated(line):
+    """It may be a key, and errors end up in the logs of a CI."""
+    text = "\n".join(row for row in SMOKE.splitlines() if not row.startswith("llm")) + f"\n{line}\n"
+    with pytest.raises(
+        ParamsError, match=r"not a known key|not readable as YAML: .* on line \d+, column \d+"
+    ) as caught:
+        parse_params(text)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

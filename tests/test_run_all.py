@@ -98,6 +98,23 @@ def test_without_a_network_it_says_so_and_starts_over_next_time(checkout, before
     assert not (environment / "requirements.sha256").exists(), "the next run sets up again"
 
 
+def test_the_environment_of_another_checkout_is_let_alone(checkout):
+    other = checkout.with_name("other")
+    other.mkdir()
+    (other / "theirs").write_text("")
+    (checkout / ".venv").symlink_to(other)
+    says(run(checkout, "smoke"), "installing requirements.txt failed")
+    assert [path.name for path in other.iterdir()] == ["theirs"]
+    assert not (checkout / ".venv").is_symlink()
+    assert (checkout / ".venv" / "bin" / "python").exists()
+
+
+def test_a_file_in_the_place_of_the_environment_is_named(checkout):
+    (checkout / ".venv").write_text("mine")
+    says(run(checkout, "smoke"), f"{checkout}/.venv is no folder; move it away")
+    assert (checkout / ".venv").read_text() == "mine"
+
+
 def test_an_error_in_the_sources_is_none_of_the_environment(checkout):
     package = checkout / "lever_lib"
     package.mkdir()

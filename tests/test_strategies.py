@@ -28,6 +28,17 @@ def test_published_counts_for_two_to_four_sub_queries():
         assert len(combinations("hybrid", rows, 3, [])) == hybrid
 
 
+def test_more_combinations_than_anybody_can_try_are_refused():
+    rows = [list(range(80))] * 4
+    with pytest.raises(
+        LeverError, match=r"exhaustive: 80 x 80 x 80 x 80 candidates make 40,960,000 combinations, must"
+    ):
+        combinations("exhaustive", rows, 3, [])
+    with pytest.raises(LeverError, match=r"hybrid: .*100,000 at most; take fewer of each \(top_k, search.candidates\)"):
+        combinations("hybrid", rows, 10**30, [])
+    assert len(combinations("hybrid", rows, 3, [])) == 81
+
+
 def test_targeted_takes_the_best_and_hybrid_contains_it():
     assert combinations("targeted", CANDIDATES, 3, []) == [(4, 3)]
     assert combinations("hybrid", CANDIDATES, 2, []) == [(4, 3), (4, 5), (2, 3), (2, 5)]

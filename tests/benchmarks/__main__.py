@@ -21,6 +21,7 @@ import pandas as pd
 from lever_lib.artifacts import Outputs
 from lever_lib.composition import everyday_methods
 from lever_lib.envs.gridworld import make_layout
+from lever_lib.errors import exit_code
 from lever_lib.index import TextIndex
 from lever_lib.jobs import run_jobs
 from lever_lib.library import training_jobs
@@ -118,4 +119,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_code(lambda: main(sys.argv[1:]), interrupted="interrupted"))
