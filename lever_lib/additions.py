@@ -25,7 +25,7 @@ from lever_lib.envs.gridworld import Layout, States
 from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.files import read_json
-from lever_lib.library import Library, load_records, save_records
+from lever_lib.library import Library, check_layout, load_records, save_records
 from lever_lib.locks import BUILD, PUBLISH, hold
 from lever_lib.pi2vec import METHODS, are_states
 from lever_lib.policies.base import PolicyRecord
@@ -155,31 +155,51 @@ def _fitting(batches: list[tuple[Added, dict[str, str]]], library: Library) -> A
     found: list[tuple[PolicyRecord, str | None]] = []
     layouts: dict[str, Layout] = {}
     canonical: dict[str, States] = {}
+    left_out: dict[str, list[str]] = {}  # by reason
     own_names = set(library.policies["policy_id"])
     for batch, worlds in batches:
         own = {layout.name: layout for layout in batch.layouts}
         known = own | layouts | library.layouts
+        unfit = _unfit([layout for name, layout in own.items() if known[name] is layout], library)
         for record, method in zip(batch.records, batch.methods, strict=True):
             reason = None
             if record.seed not in known or _world(known[record.seed]) != worlds[record.seed]:
-                reason = "it was added to another world"
+                reason = "the world is another one now"
+            elif record.seed in unfit:
+                reason = unfit[record.seed]
+            elif record.q_table.shape != library.q_tables.shape[1:]:
+                reason = f"Q-tables have shape {library.q_tables.shape[1:]} now, not {record.q_table.shape}"
             elif record.library not in library.params.libraries:
                 reason = f"there is no training budget {record.library!r} any more"
             elif record.policy_id in own_names:
-                reason = "the library has its own of that name"
+                reason = "the library has one of that name itself"
             elif not set(record.setup.split("-")) <= set(COMPONENTS):
                 reason = f"there is no reward {record.setup!r} any more"
             if reason:
-                text = "%s: policy %s is left out, as %s; remove it with `remove`"
-                logging.getLogger(__name__).warning(text, library.spec, record.policy_id, reason)
+                left_out.setdefault(reason, []).append(record.policy_id)
                 continue
             found.append((record, method))
             if record.seed not in library.layouts:
                 layouts[record.seed] = known[record.seed]
                 if record.seed in batch.canonical:
                     canonical.setdefault(record.seed, batch.canonical[record.seed])
+    for reason, (first, *others) in left_out.items():
+        who = f"policy {first} is" if not others else f"policies {first} and {len(others)} more are"
+        text = "%s: %s left out, as %s; take out what was added with `remove`"
+        logging.getLogger(__name__).warning(text, library.spec, who, reason)
     records, methods = zip(*found, strict=True) if found else ((), ())
     return Added(records, list(layouts.values()), methods, canonical)
+
+
+def _unfit(layouts: list[Layout], library: Library) -> dict[str, str]:
+    """Which layouts cannot join a library (any more), and why not."""
+    reasons = {}
+    for layout in layouts:
+        try:
+            check_layout(layout, library)
+        except LeverError as error:
+            reasons[layout.name] = str(error)
+    return reasons
 
 
 def remove(policy_id: str, outputs: Outputs) -> int:

@@ -148,7 +148,7 @@ def test_of_two_worlds_by_one_name_the_first_counts(opened, root, q_table, caplo
         additions.keep(Added(record, [layout]), opened.library, opened.outputs)
     with caplog.at_level(logging.WARNING):
         again = open_library("smoke", root)
-    assert "policy tuned is left out, as it was added to another world" in caplog.text
+    assert "policy tuned is left out, as the world is another one now" in caplog.text
     assert len(again.library.policies) == 320
 
 
@@ -258,11 +258,24 @@ def test_what_belongs_to_another_world_is_left_out_and_named(opened, root, q_tab
         again = open_library("smoke", root)
     assert again.library.policies.equals(opened.library.policies)
     for name, reason in (
-        ("lost", "it was added to another world"),
+        ("lost", "the world is another one now"),
         ("poor", "there is no training budget 'X99' any more"),
     ):
         assert f"policy {name} is left out, as {reason}" in caplog.text
         assert remove(name, opened.outputs) == 1
+
+
+def test_what_fits_no_more_is_left_out_and_named(opened, root, q_table, caplog):
+    """As after a change of grid or states: whoever searches must not be kept from it."""
+    opened.with_layout("mine", MAP).with_policy("tuned", q_table, setup="gold", seed=1).keep()
+    params = replace(opened.params, grid=replace(opened.params.grid, size=7))
+    larger = replace(opened.library, params=params)
+    assert [one.policy_id for one in additions.added(larger, opened.outputs).records] == ["tuned"]
+    assert " and 79 more are left out, as layout 'mine': " in caplog.text
+    augmented = replace(opened.library)
+    vars(augmented).update(q_tables=np.zeros((240, 144, 4)))
+    assert additions.added(augmented, opened.outputs).records == ()
+    assert "and 80 more are left out, as Q-tables have shape (144, 4) now, not (36, 4)" in caplog.text
 
 
 def test_what_was_trained_for_a_reward_that_is_gone_is_left_out(opened, root, q_table, caplog, monkeypatch):
@@ -271,7 +284,10 @@ def test_what_was_trained_for_a_reward_that_is_gone_is_left_out(opened, root, q_
         opened.with_policy("walker", q_table, setup="stroll", seed=1).keep()
     with caplog.at_level(logging.WARNING):
         assert open_library("smoke", root).library.policies.equals(opened.library.policies)
-    assert "policy walker is left out, as there is no reward 'stroll' any more; remove it with `remove`" in caplog.text
+    assert (
+        "policy walker is left out, as there is no reward 'stroll' any more; take out what was added with `remove`"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("kind", [np.uint64, ">i4", np.int64])
@@ -304,7 +320,7 @@ def test_what_has_a_name_of_the_librarys_own_is_left_out(opened, root, q_table, 
     additions.keep(Added([replace(record, policy_id=taken)]), opened.library, opened.outputs)
     with caplog.at_level(logging.WARNING):
         assert open_library("smoke", root).library.policies.equals(opened.library.policies)
-    assert f"policy {taken} is left out, as the library has its own of that name" in caplog.text
+    assert f"policy {taken} is left out, as the library has one of that name itself" in caplog.text
     assert remove(taken, opened.outputs) == 1
 
 
