@@ -319,8 +319,8 @@ def _view(options: argparse.Namespace) -> None:
     params = load_params(options.spec)
     outputs = Outputs(options.spec, params)
     library = load_library(params, outputs)
-    records, layouts = added(library, outputs)
-    library = library.joined(records, layouts) if records else library
+    more = added(library, outputs)
+    library = library.joined(more.records, more.layouts) if more.records else library
     table = library.policies
     if options.library is not None:
         table = table[table["library"] == library.check_library(options.library)]
