@@ -72,14 +72,31 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+_AGAIN = 0.5  # seconds
+
+
 class _Interrupted:
-    """Whether Ctrl-C came: libraries in C may turn the exception that says so into another one."""
+    """Whether Ctrl-C came. A library on the way may make another error of what says so, or nothing at all.
+
+    So it is said again, until somebody is about to end what went on.
+    """
 
     heard = False
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, _: FrameType | None) -> None:
         self.heard = True
-        signal.default_int_handler(number, frame)
+        signal.signal(signal.SIGALRM, self)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        error = sys.exception() if number == signal.SIGALRM else None
+        while error is not None:
+            if isinstance(error, KeyboardInterrupt):
+                return  # things are put in order on its way up
+            error = error.__context__
+        raise KeyboardInterrupt
+
+    def over(self) -> None:
+        """Do not say it again."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 _CTRL_C = _Interrupted()
@@ -103,6 +120,7 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
     try:
         return run() or 0
     except (Exception, KeyboardInterrupt) as error:
+        _CTRL_C.over()
         if _CTRL_C.heard or isinstance(error, KeyboardInterrupt):
             reason, code = interrupted, 130
             gc.freeze()  # what is in memory goes with the process: looking for garbage in it first takes seconds
@@ -115,6 +133,7 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
         else:
             raise
     finally:
+        _CTRL_C.over()
         if outermost:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(OSError, AttributeError):  # where nothing can be said, the exit code still tells

@@ -16,7 +16,7 @@ import pytest
 from lever_lib import jobs as seam
 from lever_lib.artifacts import Outputs
 from lever_lib.envs.gridworld import make_layout
-from lever_lib.errors import LeverError, exit_code
+from lever_lib.errors import _AGAIN, LeverError, exit_code
 from lever_lib.jobs import run_jobs
 from lever_lib.library import build_library, training_jobs
 from lever_lib.params import Budget, Execution
@@ -77,6 +77,29 @@ def test_workers_end_with_who_asked_for_them(how):
     while any(place.exists() for place in workers):
         assert time.monotonic() < deadline, "they go on"
         time.sleep(0.1)
+
+
+def test_ctrl_c_that_a_library_swallows_is_said_again(capsys):
+    tidied = []
+
+    def swallow():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            pass
+        try:
+            time.sleep(10)
+        finally:
+            time.sleep(2 * _AGAIN)
+            tidied.append(True)
+
+    started = time.monotonic()
+    assert exit_code(swallow, "stopped") == 130
+    assert time.monotonic() - started < 9
+    assert tidied, "what is put in order on the way is not disturbed"
+    assert capsys.readouterr().err == "lever: stopped\n"
+    time.sleep(2 * _AGAIN)  # it is over
 
 
 def test_ctrl_c_is_heard_once_while_workers_start():
