@@ -1,8 +1,8 @@
 """Policies that somebody adds to a library on disk: beside it, each batch in a folder of its own.
 
 Nothing that is there is written again, so adding one policy takes as long for a large library as for a small one. A
-batch is complete before it gets its name, and the manifest names it last: whoever opens the library meanwhile sees it
-with the batch or without, never with half of it.
+batch is complete before it gets its name, so whoever opens the library meanwhile sees it with the batch or without,
+never with half of it. It says itself what is in it, with checksums: whatever manifest git brings back, it is there.
 """
 
 from __future__ import annotations
@@ -20,11 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from lever_lib.artifacts import ADDED, Outputs, damaged_files, delete, json_hash, shown
+from lever_lib.artifacts import (
+    ADDED,
+    Outputs,
+    batches,
+    damaged_files,
+    delete,
+    json_hash,
+    read_about,
+    shown,
+    write_about,
+)
 from lever_lib.envs.gridworld import Layout, States
 from lever_lib.envs.rewards import COMPONENTS
 from lever_lib.errors import LeverError, MissingArtifactError
-from lever_lib.files import read_json
 from lever_lib.library import Library, check_layout, load_records, save_records
 from lever_lib.locks import BUILD, PUBLISH, hold
 from lever_lib.pi2vec import METHODS, are_states
@@ -62,13 +71,16 @@ def keep(batch: Added, library: Library, outputs: Outputs) -> Path:
     """
     worlds = library.layouts | {layout.name: layout for layout in batch.layouts}
     names = [record.policy_id for record in batch.records]
-    name = f"{ADDED}/{json_hash(names)[:16]}"
-    with outputs.writing_folder(name, {"key": name}) as draft:
-        others = [_look(outputs.folder / other) for other in _batches(outputs)]
+    name = json_hash(names)[:16]
+    with outputs.adding(name) as draft:
+        others = [_look(outputs.folder / other) for other in batches(outputs.folder)]
         for other in others:
             for policy_id in names:
                 if policy_id in other["policies"]:
-                    raise LeverError(f"policy_id {policy_id!r}: was added to spec {outputs.spec} meanwhile")
+                    raise LeverError(
+                        f"policy_id {policy_id!r}: was added to spec {outputs.spec} before; go on with what `keep` "
+                        "returned, or open the library again"
+                    )
             for layout in batch.layouts:
                 if other["worlds"].get(layout.name, _world(layout)) != _world(layout):
                     raise LeverError(
@@ -89,8 +101,8 @@ def keep(batch: Added, library: Library, outputs: Outputs) -> Path:
             "layouts": {layout.name: layout.cells.tolist() for layout in batch.layouts},
             "canonical": {seed: [part.tolist() for part in states] for seed, states in canonical.items() if states},
         }
-        (draft / "about.json").write_text(json.dumps(about) + "\n")
-    return outputs.folder / name
+        write_about(draft, about)
+    return outputs.folder / ADDED / name
 
 
 def added(library: Library, outputs: Outputs) -> Added:
@@ -103,15 +115,15 @@ def added(library: Library, outputs: Outputs) -> Added:
         MissingArtifactError: if a file is missing or damaged.
     """
     with outputs.reading():
-        batches = []
-        for name, entry in sorted(_batches(outputs).items()):
+        found = []
+        for name, entry in batches(outputs.folder).items():
             damaged = damaged_files(outputs.folder, entry)
             if damaged:
                 what = json.dumps(name)
                 raise MissingArtifactError(f"{shown(damaged[0])} is missing or damaged; remove {what} with `remove`")
-            batches.append(_read(outputs.folder / name, library))
-    batches.sort(key=lambda numbered: numbered[0])
-    return _fitting([batch for _, batch in batches], library)
+            found.append(_read(outputs.folder / name, library))
+    found.sort(key=lambda numbered: numbered[0])
+    return _fitting([batch for _, batch in found], library)
 
 
 def _read(folder: Path, library: Library) -> tuple[int, tuple[Added, dict[str, str]]]:
@@ -119,7 +131,7 @@ def _read(folder: Path, library: Library) -> tuple[int, tuple[Added, dict[str, s
     files = sorted(folder.glob("policies_*.npz"))
     stored = [record for file in files for record in load_records(file)]
     try:
-        about = _about(folder)
+        about = read_about(folder)
         number, methods, worlds = about["number"], about["methods"], about["worlds"]
         moves = library.params.grid.moves
         layouts = [Layout(np.array(cells, np.int8), seed, moves) for seed, cells in about["layouts"].items()]
@@ -150,14 +162,14 @@ def _states(canonical: dict[str, list], layout: Layout) -> States | None:
     return states
 
 
-def _fitting(batches: list[tuple[Added, dict[str, str]]], library: Library) -> Added:
+def _fitting(found: list[tuple[Added, dict[str, str]]], library: Library) -> Added:
     """What of some batches fits a library; of two layouts by one name the first counts."""
-    found: list[tuple[PolicyRecord, str | None]] = []
+    fitting: list[tuple[PolicyRecord, str | None]] = []
     layouts: dict[str, Layout] = {}
     canonical: dict[str, States] = {}
     left_out: dict[str, list[str]] = {}  # by reason
     own_names = set(library.policies["policy_id"])
-    for batch, worlds in batches:
+    for batch, worlds in found:
         own = {layout.name: layout for layout in batch.layouts}
         known = own | layouts | library.layouts
         unfit = _unfit([layout for name, layout in own.items() if known[name] is layout], library)
@@ -178,7 +190,7 @@ def _fitting(batches: list[tuple[Added, dict[str, str]]], library: Library) -> A
             if reason:
                 left_out.setdefault(reason, []).append(record.policy_id)
                 continue
-            found.append((record, method))
+            fitting.append((record, method))
             if record.seed not in library.layouts:
                 layouts[record.seed] = known[record.seed]
                 if record.seed in batch.canonical:
@@ -187,7 +199,7 @@ def _fitting(batches: list[tuple[Added, dict[str, str]]], library: Library) -> A
         who = f"policy {first} is" if not others else f"policies {first} and {len(others)} more are"
         text = "%s: %s left out, as %s; take out what was added with `remove`"
         logging.getLogger(__name__).warning(text, library.spec, who, reason)
-    records, methods = zip(*found, strict=True) if found else ((), ())
+    records, methods = zip(*fitting, strict=True) if fitting else ((), ())
     return Added(records, list(layouts.values()), methods, canonical)
 
 
@@ -208,7 +220,7 @@ def remove(policy_id: str, outputs: Outputs) -> int:
     Raises:
         LeverError: if no such policy was added.
     """
-    for name in _batches(outputs):
+    for name in batches(outputs.folder):
         names = _look(outputs.folder / name)["policies"]
         if policy_id == name or policy_id in names:
             count = 1 if policy_id == name else len(names)
@@ -216,35 +228,20 @@ def remove(policy_id: str, outputs: Outputs) -> int:
                 folder = outputs.folder / name
                 old = folder.with_name(f".{folder.name}.old")
                 delete(old)
-                outputs.forget(name)
-                with suppress(OSError):  # of a damaged one there may be nothing
-                    folder.rename(old)  # a run sweeps it if this process ends here
-                    delete(old)
+                folder.rename(old)  # a run sweeps it if this process ends here
+                delete(old)
                 with suppress(OSError):  # there are others
                     (outputs.folder / ADDED).rmdir()
             return count
     raise LeverError(f"policy_id {policy_id!r}: was not added to spec {outputs.spec}; only what was added is removed")
 
 
-def _batches(outputs: Outputs) -> dict[str, dict[str, Any]]:
-    """Entries of what was added, by name of the batch."""
-    return {name: entry for name, entry in outputs.manifest().items() if name.startswith(f"{ADDED}/")}
-
-
 def _look(folder: Path) -> dict[str, Any]:
     """The number, policies and worlds of a batch; none of a damaged one, which goes by its own name."""
-    try:
-        about = _about(folder)
-        kinds = {"number": int, "policies": list, "worlds": dict}
-        if all(isinstance(about[name], kind) for name, kind in kinds.items()):
-            return about
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
+    about, kinds = read_about(folder), {"number": int, "policies": list, "worlds": dict}
+    if about is not None and all(isinstance(about.get(name), kind) for name, kind in kinds.items()):
+        return about
     return {"number": 0, "policies": [], "worlds": {}}
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "about.json")
 
 
 def _world(layout: Layout) -> str:

@@ -53,6 +53,7 @@ if os.environ.get(CODE_WANTED, f"{CODE} {_PACKAGE}") != f"{CODE} {_PACKAGE}":
 MANIFEST = "manifest.json"
 PARAMS = "params.yaml"
 _PART = re.compile(r"[A-Za-z0-9_][\w .+-]*", re.ASCII)  # of a file's path, as stages name them
+_BATCH = re.compile(r"[0-9a-f]{16}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = "is missing or damaged"
 STUDY = "study"  # folder, and manifest entry, of results that take long and outlive a run
@@ -60,8 +61,9 @@ MODEL = "model"  # likewise, of the regressor that a study fits
 DEEP = "deep"  # likewise, of deep policies and what became of them
 SCALE = "scale"  # likewise, of text search at sizes that no library here has
 LADDER = "ladder"  # likewise, of what changes when a library does
-ADDED = "added"  # likewise, of policies that somebody added; one entry per batch, `added/...`
-LASTING = (STUDY, MODEL, DEEP, SCALE, LADDER, ADDED)
+LASTING = (STUDY, MODEL, DEEP, SCALE, LADDER)
+ADDED = "added"  # folder of policies that somebody added, a folder per batch; in no manifest, for git may bring another
+ABOUT = "about.json"  # in such a folder: what is in it, with a checksum for each file and one for itself
 # What runs write into a spec's folder; anything else there is somebody's own.
 WRITTEN = (
     *("library", "pi2vec", "regressor", "search", "composition", "results", "figures", "notebooks"),
@@ -311,6 +313,29 @@ class Outputs:
         return self.manifest().get(name, {}).get("made_of")
 
     @contextmanager
+    def adding(self, name: str) -> Iterator[Path]:
+        """Give a temporary folder that on leaving becomes batch `name` of what was added; as `writing_folder`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / ADDED / name
+        with hold(self.folder, BUILD), self._draft(f"{ADDED}/{name}") as draft:
+            yield draft
+            with hold(self.folder, PUBLISH):
+                target.parent.mkdir(exist_ok=True)
+                draft.rename(target)
+
+    @contextmanager
+    def _draft(self, name: str) -> Iterator[Path]:
+        """A temporary folder that is gone afterwards, unless it got another name."""
+        draft = self.folder / f".{name.replace('/', '.')}.writing"
+        try:
+            with writing_to(shown(self.folder / name)):
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir()
+                yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    @contextmanager
     def writing_folder(self, name: str, about: dict[str, str], others: Sequence[str] = ()) -> Iterator[Path]:
         """Give a temporary folder that on leaving takes the place of folder `name` and is entered in the manifest.
 
@@ -326,18 +351,11 @@ class Outputs:
             LeverError: if the system does not let it be written, for instance as the disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with hold(self.folder, BUILD):
-            draft = self.folder / f".{name.replace('/', '.')}.writing"
-            try:
-                with writing_to(shown(self.folder / name)):
-                    shutil.rmtree(draft, ignore_errors=True)
-                    draft.mkdir()
-                    yield draft
-                    written = sorted(path for path in draft.rglob("*") if path.is_file())
-                    files = {f"{name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
-                    self.publish(name, draft, about | {"root_seed": self.params.root_seed, "files": files}, others)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+        with hold(self.folder, BUILD), self._draft(name) as draft:
+            yield draft
+            written = sorted(path for path in draft.rglob("*") if path.is_file())
+            files = {f"{name}/{path.relative_to(draft).as_posix()}": file_hash(path) for path in written}
+            self.publish(name, draft, about | {"root_seed": self.params.root_seed, "files": files}, others)
 
     def publish(self, name: str, draft: Path, entry: dict[str, Any], others: Sequence[str] = ()) -> None:
         """Put a finished draft in the place of folder `name`, and enter it in the manifest; forget `others`."""
@@ -473,7 +491,7 @@ def _forgotten(folder: Path) -> MissingArtifactError:
 
 
 def studies(folder: Path) -> list[str]:
-    """Folders of studies, and of what somebody added, that hold something."""
+    """Folders of studies that hold something."""
     return [name for name in LASTING if (folder / name).is_dir() and any((folder / name).iterdir())]
 
 
@@ -504,7 +522,7 @@ class Condition(NamedTuple):
 def examine(folder: Path) -> dict[str, Condition]:
     """Compare the files of a spec with its manifest, entry by entry; only the manifest if that is at fault."""
     try:
-        return _examine(folder)
+        return _examine(folder) | {name: _condition(folder, entry, True) for name, entry in batches(folder).items()}
     except OSError as error:  # of a folder that must not be read
         return {"folder": Condition(True, [], [Path(error.filename or folder)])}
 
@@ -527,10 +545,43 @@ def _examine(folder: Path) -> dict[str, Condition]:
     ran = any("/" not in name and not outlives_runs(name) for name in there)
     for name, entry in entries.items():
         built = not bulky[name] or name in there or (ran and not outlives_runs(name))
-        wrong = [path for path in damaged_files(folder, entry) if built or is_published(str(path.relative_to(folder)))]
-        missing = [path for path in wrong if not path.is_file()]
-        found[name] = Condition(built, missing, [path for path in wrong if path.is_file()])
+        found[name] = _condition(folder, entry, built)
     return found
+
+
+def _condition(folder: Path, entry: dict[str, Any], built: bool) -> Condition:
+    wrong = [path for path in damaged_files(folder, entry) if built or is_published(str(path.relative_to(folder)))]
+    missing = [path for path in wrong if not path.is_file()]
+    return Condition(built, missing, [path for path in wrong if path.is_file()])
+
+
+def batches(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was added to a spec, by name: the checksums of its files, as in a manifest entry."""
+    found = {}
+    for path in sorted((folder / ADDED).glob("*")):
+        if _BATCH.fullmatch(path.name) and path.is_dir():
+            name = f"{ADDED}/{path.name}"
+            about = read_about(path)
+            files = {ABOUT: "0" * 64} if about is None else about["files"] | {ABOUT: file_hash(path / ABOUT)}
+            found[name] = {"files": {f"{name}/{file}": checksum for file, checksum in files.items()}}
+    return found
+
+
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """What a batch says of itself; None if that is missing or damaged."""
+    try:
+        about = json.loads(read_bytes(folder / ABOUT))
+        whole = about.pop("checksum") == json_hash(about)
+        whole = whole and all(_is_inside(name) and isinstance(found, str) for name, found in about["files"].items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return about if whole else None
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """Finish a batch: say what is in it."""
+    about = about | {"files": {path.name: file_hash(path) for path in sorted(folder.iterdir())}}
+    (folder / ABOUT).write_text(json.dumps({"checksum": json_hash(about), **about}) + "\n")
 
 
 def clear(folder: Path) -> None:

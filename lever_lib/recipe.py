@@ -89,7 +89,8 @@ def load_policy(path: str | Path) -> Recipe:
     """Read what `Recipe.save` wrote.
 
     Raises:
-        LeverError: if the file is absent or holds something else.
+        LeverError: if the file is absent or holds something else, or if another policy comes of it here, as it may
+            where methods of one's own, by which `switch` improves what is known, are not the same.
     """
     try:
         parts = read_arrays(Path(path))
@@ -101,6 +102,7 @@ def load_policy(path: str | Path) -> Recipe:
         system = reward_system(str(parts["setup"]), bool(parts["legacy_gold_exit"]))
         recipe = Recipe(layout, system, str(parts["method"]), names, q_tables, visits, float(parts["alpha"]))
         method(recipe.method)
+        returned = float(parts["return"])
         if layout.size > MOST_CELLS_A_SIDE:
             raise LeverError(f"a world of {layout.size} cells a side; at most {MOST_CELLS_A_SIDE} can be planned for")
         if len(layout.golds) > gold_slots(layout.size):
@@ -116,4 +118,10 @@ def load_policy(path: str | Path) -> Recipe:
         raise LeverError(f"{path}: its tables must be {shape}, of finite float64 and of counts")
     if not 0 < recipe.alpha <= 1:
         raise LeverError(f"{path}: alpha = {recipe.alpha} must be above 0 and at most 1")
+    found = recipe.outcome().return_
+    if not abs(found - returned) <= 1e-6:
+        raise LeverError(
+            f"{path}: its policy returns {found:.6g} here, {returned:.6g} where it was saved; are methods of your own "
+            "registered that were not, or the other way round?"
+        )
     return recipe

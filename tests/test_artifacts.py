@@ -299,16 +299,16 @@ def test_a_manifest_that_leads_elsewhere_is_refused(outputs, entries):
 
 
 def test_a_reset_does_not_leave_what_nothing_tells_of(outputs):
-    """As a policy that was added by a process that was killed before it entered it."""
+    """As a study by a process that was killed before it entered it."""
     build(outputs, FIRST)
-    orphan = outputs.folder / "added" / "0123"
-    orphan.mkdir(parents=True)
-    (orphan / "about.json").write_text("{}")
+    orphan = outputs.folder / "study"
+    orphan.mkdir()
+    (orphan / "results.parquet").write_text("{}")
     clear(outputs.folder)
-    assert sorted(path.name for path in outputs.folder.iterdir()) == ["added", "manifest.json"]
+    assert sorted(path.name for path in outputs.folder.iterdir()) == ["manifest.json", "study"]
     outputs.check_manifest()
     (outputs.folder / "manifest.json").unlink()
-    with pytest.raises(MissingArtifactError, match="is missing, and nothing else tells what added holds"):
+    with pytest.raises(MissingArtifactError, match="is missing, and nothing else tells what study holds"):
         clear(outputs.folder)
 
 

@@ -250,6 +250,7 @@ _TASKS = {
 
 def main() -> None:
     """Run what was asked for, and say what came of it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is deaf to Ctrl-C
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__.split("\n")[0])
     parser.add_argument("what", nargs="*", default=list(_TASKS), help=f"of {', '.join(_TASKS)} (default: all)")
     parser.add_argument("--times", type=int, default=20, help="of kill (default: %(default)s)")
