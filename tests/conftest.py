@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -28,6 +29,10 @@ settings.register_profile(
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "100")),
 )
 settings.load_profile("lever")
+
+# What a shell starts in the background is deaf to Ctrl-C, and hands that on to whatever it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # A Python without these, which are large and not built for each of its versions, runs the tests that need none of them.
