@@ -223,16 +223,16 @@ def remove(policy_id: str, outputs: Outputs) -> int:
     for name in batches(outputs.folder):
         names = _look(outputs.folder / name)["policies"]
         if policy_id == name or policy_id in names:
-            count = 1 if policy_id == name else len(names)
+            folder = outputs.folder / name
+            old = folder.with_name(f".{folder.name}.old")
             with hold(outputs.folder, BUILD), hold(outputs.folder, PUBLISH):
-                folder = outputs.folder / name
-                old = folder.with_name(f".{folder.name}.old")
                 delete(old)
-                folder.rename(old)  # a run sweeps it if this process ends here
+                with suppress(FileNotFoundError):  # another process removed it meanwhile
+                    folder.rename(old)  # a run sweeps it if this process ends here
                 delete(old)
                 with suppress(OSError):  # there are others
-                    (outputs.folder / ADDED).rmdir()
-            return count
+                    folder.parent.rmdir()
+            return 1 if policy_id == name else len(names)
     raise LeverError(f"policy_id {policy_id!r}: was not added to spec {outputs.spec}; only what was added is removed")
 
 
