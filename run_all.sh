@@ -9,9 +9,12 @@
 #   ./run_all.sh notebooks       re-execute the committed notebooks in place, at the 8x8 spec
 #
 # Everything is installed into .venv on the first call.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started with another shell
 set -euo pipefail
+for name in $(compgen -A function); do unset -f "$name"; done # of the environment, by names of what is called here
 unset CDPATH # or `cd` may go somewhere else
 unset PYTHONPATH # or the sources of another checkout may come first
+unset PYTHONINSPECT # or Python asks for more instead of ending
 case ${LEVER_OUTPUTS:-/} in
   /*) ;;
   *) LEVER_OUTPUTS=$PWD/$LEVER_OUTPUTS ;; # before moving away
@@ -20,7 +23,7 @@ here=$(readlink -f "${BASH_SOURCE[0]}")
 cd "$(dirname "$here")"
 
 trap 'echo "run_all.sh: interrupted; run the same command again to go on" >&2; exit 130' INT
-die() { echo "run_all.sh: $1" >&2; exit 2; }
+die() { echo "run_all.sh: ${1//[^[:print:]]/ }" >&2; exit 2; }
 
 usage() { sed -n '2,11s/^# \{0,1\}//p' "$here"; }
 
@@ -44,7 +47,13 @@ set_up() {
   if ready; then return; fi
   # Two first calls at once would each clear what the other installs.
   { exec 9>.venv.lock; } 2>/dev/null || die "cannot write to $PWD to set up .venv"
-  "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+  "$python" -c '
+import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("waiting for the process that sets up .venv", file=sys.stderr, flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)'
   if ready; then exec 9>&-; return; fi
   if [[ -L .venv ]]; then
     rm .venv # what it leads to is another checkout's

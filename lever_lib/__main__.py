@@ -123,7 +123,8 @@ def _command(
 
 def _say(text: str) -> None:
     if sys.stdout is not None:  # closed by who started this
-        sys.stdout.write(text + "\n")
+        shown = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+        sys.stdout.write(shown + "\n")  # without what would steer the terminal: a question, a name of a file
 
 
 _FIGURE_ENDINGS = (".png", ".pdf", ".svg")

@@ -32,7 +32,7 @@ from lever_lib.artifacts import (
     write_about,
 )
 from lever_lib.envs.gridworld import Layout, States
-from lever_lib.envs.rewards import COMPONENTS
+from lever_lib.envs.rewards import COMPONENTS, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError
 from lever_lib.library import Library, check_layout, load_records, save_records
 from lever_lib.locks import BUILD, PUBLISH, hold
@@ -168,13 +168,13 @@ def _fitting(found: list[tuple[Added, dict[str, str]]], library: Library) -> Add
     layouts: dict[str, Layout] = {}
     canonical: dict[str, States] = {}
     left_out: dict[str, list[str]] = {}  # by reason
-    own_names = set(library.policies["policy_id"])
+    own_names, names = set(library.policies["policy_id"]), set[str]()
     for batch, worlds in found:
         own = {layout.name: layout for layout in batch.layouts}
         known = own | layouts | library.layouts
         unfit = _unfit([layout for name, layout in own.items() if known[name] is layout], library)
-        for record, method in zip(batch.records, batch.methods, strict=True):
-            reason = None
+        for stored, method in zip(batch.records, batch.methods, strict=True):
+            record, reason = stored, None
             if record.seed not in known or _world(known[record.seed]) != worlds[record.seed]:
                 reason = "the world is another one now"
             elif record.seed in unfit:
@@ -185,12 +185,17 @@ def _fitting(found: list[tuple[Added, dict[str, str]]], library: Library) -> Add
                 reason = f"there is no training budget {record.library!r} any more"
             elif record.policy_id in own_names:
                 reason = "the library has one of that name itself"
+            elif record.policy_id in names:
+                reason = "another batch has one of that name"
             elif not set(record.setup.split("-")) <= set(COMPONENTS):
                 reason = f"there is no reward {record.setup!r} any more"
+            else:
+                record = replace(record, setup=reward_system(record.setup).name)  # rewards may be in another order now
             if reason:
                 left_out.setdefault(reason, []).append(record.policy_id)
                 continue
             fitting.append((record, method))
+            names.add(record.policy_id)
             if record.seed not in library.layouts:
                 layouts[record.seed] = known[record.seed]
                 if record.seed in batch.canonical:

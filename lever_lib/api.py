@@ -34,7 +34,7 @@ from lever_lib.queries import QUERY_CLASSES
 from lever_lib.recipe import Recipe
 from lever_lib.rollout import Outcome, Policy, evaluate
 from lever_lib.search import Filters, Retriever, Scope
-from lever_lib.strategies import Choice, choose, combinations
+from lever_lib.strategies import Choice, check_strategy, choose, combinations
 from lever_lib.text import encode, fingerprint, remembered
 from lever_lib.timed_planning import plannable
 
@@ -178,6 +178,7 @@ class OpenLibrary:
             raise LeverError(f"filters = {filters!r}, filter_energy = {filter_energy!r}: must be Filters, and a bool")
         if top_k is not None and (not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 1):
             raise LeverError(f"top_k = {top_k!r}: must be a whole number, at least 1")
+        check_strategy(strategy)
         top_k = settings.top_k if top_k is None else top_k
         count = max(settings.candidates, top_k) if strategy == "hybrid" else settings.candidates
         layout = self.library.layout(self.params.seeds[0] if seed is None else seed)
@@ -461,6 +462,8 @@ def open_library(spec: str = "8x8", root: str | Path | None = None, added: bool 
     """
     if not isinstance(root, str | os.PathLike | None) or root == "" or "\0" in str(root):
         raise LeverError(f"root = {root!r}: must be the name of a folder")
+    if not isinstance(added, bool):
+        raise LeverError(f"added = {added!r}: must be True or False")
     params = load_params(spec)
     outputs = Outputs(spec, params, None if root is None else Path(root))
     with outputs.reading():

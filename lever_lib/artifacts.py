@@ -558,8 +558,10 @@ def _condition(folder: Path, entry: dict[str, Any], built: bool) -> Condition:
 def batches(folder: Path) -> dict[str, dict[str, Any]]:
     """What was added to a spec, by name: the checksums of its files, as in a manifest entry."""
     found = {}
+    if os.path.lexists(folder / ADDED) and not (folder / ADDED).is_dir():
+        found[ADDED] = {"files": {ADDED: "0" * 64}}  # whatever it is, what was added is gone
     for path in sorted((folder / ADDED).glob("*")):
-        if _BATCH.fullmatch(path.name) and path.is_dir():
+        if _BATCH.fullmatch(path.name):
             name = f"{ADDED}/{path.name}"
             about = read_about(path)
             files = {ABOUT: "0" * 64} if about is None else about["files"] | {ABOUT: file_hash(path / ABOUT)}

@@ -161,10 +161,12 @@ def register(
     """
     if not isinstance(name, str) or not name.isprintable() or not name.strip():
         raise LeverError(f"name = {name!r}: must be a line of text")
-    if not isinstance(rung, int) or rung not in range(4):
+    if type(rung) is not int or rung not in range(4):
         raise LeverError(f"rung = {rung!r}: must be 0, 1, 2 or 3")
-    if not isinstance(least_visits, int) or least_visits < 1:
+    if type(least_visits) is not int or least_visits < 1:
         raise LeverError(f"least_visits = {least_visits!r}: must be a whole number, at least 1")
+    if not isinstance(by_behaviour, bool):
+        raise LeverError(f"by_behaviour = {by_behaviour!r}: must be True or False")
 
     def add(compose: Callable[..., Policy]) -> Callable[..., Policy]:
         """Enter the function in `METHODS` and leave it as it is."""
@@ -373,8 +375,8 @@ class Pool:
             LeverError: if it makes something that cannot act.
         """
         policy = method.compose(self.view(method, members))
-        if not callable(getattr(policy, "paths", None)):
-            found = type(policy).__name__
+        if isinstance(policy, type) or not callable(getattr(policy, "paths", None)):
+            found = type(policy).__name__ if not isinstance(policy, type) else f"the class {policy.__name__} itself"
             raise LeverError(
                 f"method {method.name!r}: must return a policy, e.g. CellPolicy(actions), returned {found}"
             )

@@ -104,7 +104,7 @@ def decompose(
         raise LeverError(f"query {query!r}: must be words")
     check_length(query)
     query = query.encode(errors="replace").decode()  # half letters, which a prompt lets through, are no text
-    if how not in ("offline", "llm", "none"):
+    if not isinstance(how, str) or how not in ("offline", "llm", "none"):
         raise LeverError(f"decompose = {how!r}: must be 'offline', 'llm' or 'none'")
     if how == "llm":
         model = model or LanguageModel()

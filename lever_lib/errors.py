@@ -12,9 +12,17 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
+_LONGEST = 2000  # letters of a message
+
 
 class LeverError(ValueError):
-    """Something the caller can mend: a bad argument, a missing artefact, an impossible request."""
+    """Something the caller can mend: a bad argument, a missing artefact, an impossible request. One line says it."""
+
+    def __init__(self, message: str) -> None:
+        line = one_line(message)
+        if len(line) > _LONGEST:  # it shows a value of the caller's; the rule comes behind it
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        super().__init__(line)
 
 
 class ParamsError(LeverError):
@@ -68,7 +76,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and exit with code 2."""
-        message = " ".join(message.split())  # what somebody typed may hold anything
+        message = one_line(message)  # what somebody typed may hold anything
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 

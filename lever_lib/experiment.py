@@ -31,7 +31,7 @@ from lever_lib.regressor import Predictor
 from lever_lib.rollout import Policy, evaluate
 from lever_lib.search import Retriever, Scope
 from lever_lib.strategies import STRATEGIES, Choice, choices, choose, combinations
-from lever_lib.text import encode
+from lever_lib.text import encode, fingerprint
 
 STAGE = Stage(
     name="composition",
@@ -186,6 +186,9 @@ def search_settings(params: Params) -> dict[str, Any]:
     """
     settings = resolved(params)
     found = {name: settings["search"][name] for name in _SEARCH_READ}
+    files = fingerprint(params.search.encoder)
+    if files is not None:  # the embedded one has none but its name
+        found["encoder_files"] = files
     if params.search.decompose == "llm":
         found |= {name: settings["llm"][name] for name in ("model", "tries", "fallback")}
         found["recording"] = recording_hash(params)

@@ -307,7 +307,9 @@ def _checked(record: PolicyRecord, layouts: dict[str, Layout], known: set[str], 
     if not _is_a(Integral, record.episodes) or not 0 <= record.episodes < 2**53:
         raise LeverError(f"episodes {of}: must be a whole number, not negative, is {record.episodes!r}")
     seconds = record.train_seconds
-    if not _is_a(Real, seconds) or not (0 <= seconds < 1e300 or seconds != seconds):
+    with np.errstate(over="ignore"):  # of a float32, compared with what it cannot hold
+        spent = _is_a(Real, seconds) and (0 <= seconds < 1e300 or seconds != seconds)
+    if not spent:
         raise LeverError(f"train_seconds {of}: must be a number, not negative, or nan, is {seconds!r}")
     visits = as_numbers(f"visits {of}", record.visits, shape)
     if (visits < 0).any() or (visits != np.floor(visits)).any():

@@ -17,14 +17,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from urllib.request import getproxies
 
 from lever_lib.artifacts import ROOT, json_hash, shown
@@ -40,6 +40,7 @@ Messages = list[dict[str, str]]
 
 _LOG = logging.getLogger(__name__)
 _KEY, _URL, _HOME = "OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"
+_HEADERS = "OPENAI_CUSTOM_HEADERS"  # more that it sends
 _ALSO_SENT = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # by the client, if the environment has them
 _NO_KEY = "none"  # the client wants one; endpoints on one's own machine do not look at it
 _OFFLINE = "use `search.decompose: offline`"
@@ -366,7 +367,9 @@ def _http_client(access: _Access) -> httpx2.Client:
             auth=access.login, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [bound]}
         )
     except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
-        reason = _one_line(access.hide(f"{type(error).__name__}: {error}"))
+        reason = type(error).__name__
+        if not isinstance(error, httpx2.InvalidURL):  # which may show a short part of a login
+            reason = _one_line(access.hide(f"{reason}: {error}"))
         raise LLMError(
             f"no connection can be made as *_PROXY and SSL_CERT_* in the environment say ({reason}); "
             f"change them, or {_OFFLINE}"
@@ -444,15 +447,15 @@ class _Access:
     url: str  # without user and password: the client logs it
     key: str = field(repr=False)
     login: tuple[str, str] | None = field(repr=False)
-    others: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # of proxies on the way
+    others: tuple[str, ...] = field(default=(), repr=False)  # for proxies on the way, and in headers of one's own
 
     def hide(self, text: str) -> str:
         """A text without the secrets that an endpoint may have repeated in it, escaped and broken as may be."""
         for secret in self.secrets:
-            text = text.replace(secret, "[key]")
+            text = re.sub(re.escape(secret), "[key]", text, flags=re.IGNORECASE)  # addresses come in small letters
         plain, spans = _unescaped(text)
-        found = []
-        for needle in {_unescaped(secret)[0] for secret in self.secrets}:
+        plain, found = plain.lower(), []
+        for needle in {_unescaped(secret)[0].lower() for secret in self.secrets}:
             at = plain.find(needle) if len(needle) >= _SECRET else -1
             while at >= 0:
                 found.append((spans[at][0], spans[at + len(needle) - 1][1]))
@@ -467,9 +470,7 @@ class _Access:
     @property
     def secrets(self) -> list[str]:
         """What is hidden, the longest first."""
-        secrets = [self.key]
-        for login in (*self.others, *([self.login] if self.login else [])):
-            secrets += [*login, base64.b64encode(":".join(login).encode()).decode()]
+        secrets = [self.key, *self.others, *(_login_secrets(*self.login) if self.login else [])]
         return sorted((secret for secret in secrets if len(secret) >= _SECRET), key=len, reverse=True)
 
 
@@ -533,16 +534,31 @@ def _find_access(model: str) -> _Access:
     if not sound:
         raise LLMError(f"{_URL}: must be an address like {_HOME}, without ? and #")
     login = (parts.username, parts.password) if parts.username else None
-    return _Access(parts.host, str(parts.copy_with(userinfo=b"")), key or _NO_KEY, login, tuple(_proxy_logins()))
+    others = (*_of_proxies(), *_of_headers(os.environ.get(_HEADERS, "")))
+    return _Access(parts.host, str(parts.copy_with(userinfo=b"")), key or _NO_KEY, login, others)
 
 
-def _proxy_logins() -> Iterator[tuple[str, str]]:
-    """Users and passwords of the proxies that the environment names."""
+def _login_secrets(user: str, password: str) -> Iterator[str]:
+    """A login in all ways in which it is sent or told."""
+    for one, other in {(user, password), (unquote(user), unquote(password))}:
+        yield from (one, other, base64.b64encode(f"{one}:{other}".encode(errors="replace")).decode())
+
+
+def _of_proxies() -> Iterator[str]:
+    """What nobody must see of the proxies that the environment names, even if an address is none."""
     for address in getproxies().values():
-        with suppress(ValueError):  # who connects will say that it is none
-            parts = urlsplit(address)
-            if parts.username:
-                yield unquote(parts.username), unquote(parts.password or "")
+        login, at, _ = address.rpartition("@")
+        if at:
+            user, _, password = login.split("://", 1)[-1].partition(":")
+            yield from _login_secrets(user, password)
+            yield from re.split("[/?#@:]", password)  # where readers of addresses see the end of it
+
+
+def _of_headers(lines: str) -> Iterator[str]:
+    """What the client sends along, a header in each line, because the environment says so."""
+    for line in lines.splitlines():
+        value = line.partition(":")[2].strip()
+        yield from (value, *value.split())
 
 
 def _dotenv(path: Path) -> dict[str, str]:

@@ -25,6 +25,7 @@ PARAMS_FOLDER = Path(__file__).resolve().parents[1] / "params"
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _ADDRESS = re.compile(r"tcp://[^\s/:]+:[0-9]{1,5}")
+_COMMANDS = ("test", "notebooks", "study")
 _SPEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # of a file, too
 MOST_CELLS_A_SIDE = 128
 _MOST = 100_000  # bytes of a params file
@@ -278,7 +279,12 @@ def load_params(spec: str) -> Params:
         ParamsError: naming the file, the key, the value and the rule.
     """
     if not isinstance(spec, str) or not _SPEC_NAME.fullmatch(spec):
-        raise ParamsError(f"spec {_short(spec)}: must be a name of up to 100 letters, digits, '.', '_' or '-'")
+        raise ParamsError(
+            f"spec {_short(spec)}: must be a name of up to 100 letters, digits, '.', '_' or '-', and start with a "
+            "letter or digit"
+        )
+    if spec in _COMMANDS:
+        raise ParamsError(f"spec {spec!r}: is a command of run_all.sh; give the params file another name")
     path = PARAMS_FOLDER / f"{spec}.yaml"
     if not path.is_file():
         known = ", ".join(available_specs()) or "none"

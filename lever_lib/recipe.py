@@ -121,7 +121,7 @@ def load_policy(path: str | Path) -> Recipe:
     found = recipe.outcome().return_
     if not abs(found - returned) <= 1e-6:
         raise LeverError(
-            f"{path}: its policy returns {found:.6g} here, {returned:.6g} where it was saved; are methods of your own "
-            "registered that were not, or the other way round?"
+            f"{path}: its policy returns {found:.6g} here, {returned:.6g} where it was saved; is a reward or method "
+            "of your own another one here?"
         )
     return recipe

@@ -113,7 +113,8 @@ def follow(policy: Policy, layout: Layout, starts: States) -> Paths:
     Raises:
         LeverError: if it claims to walk where the layout does not let it.
     """
-    paths = policy.paths(layout, starts)
+    # Of its own, to do with as it likes: what it is judged by stays as it is.
+    paths = policy.paths(layout, States(*(part.copy() for part in starts)))
     name = f"{type(policy).__name__}.paths"
     if not isinstance(paths, Paths) or not all(isinstance(part, np.ndarray) for part in paths):
         raise LeverError(f"{name}: must return Paths of arrays, returned {type(paths).__name__}")
@@ -121,6 +122,7 @@ def follow(policy: Policy, layout: Layout, starts: States) -> Paths:
     shaped = shapes == [(count, *shapes[0][1:2])] * 2 + [(count,)] * 2 and paths.cells.ndim == 2
     if not shaped or any(part.dtype.kind not in "iu" for part in paths):
         raise LeverError(f"{name}: must be whole numbers in the shapes of Paths, with {count} paths, are {shapes}")
+    paths = Paths(*(part.astype(part.dtype.newbyteorder("="), copy=False) for part in paths))  # as kernels know them
     wrong = _first_wrong(layout.transitions, layout.gold_index, layout.longest_path, starts, paths)
     if wrong >= 0:
         raise LeverError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from math import inf
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -32,6 +34,9 @@ class Scope:
     setups: tuple[str, ...]
 
 
+_MOST = 1e300  # what is above it, and no infinity, is no joules and no return
+
+
 @dataclass(frozen=True)
 class Filters:
     """What a policy must be, to be found.
@@ -54,7 +59,8 @@ class Filters:
             raise LeverError(f"setups = {self.setups!r}: must be a list of reward systems")
         for name in ("most_joules", "least_return"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value != value):
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if value is not None and not (number and (abs(value) <= _MOST or abs(value) == inf)):
                 raise LeverError(f"{name} = {value!r}: must be a number")
         if not isinstance(self.exclude_own, bool):
             raise LeverError(f"exclude_own = {self.exclude_own!r}: must be True or False")
@@ -188,10 +194,12 @@ class Retriever:
         Raises:
             LeverError: if there is no such policy, or no other.
         """
+        if not isinstance(policy_id, str):
+            raise LeverError(f"policy_id = {policy_id!r}: must be the name of one policy")
         policies = self.library.policies
         [own] = np.flatnonzero(policies["policy_id"] == policy_id)[:1] if policy_id in self._names else [None]
         if own is None:
-            close = get_close_matches(str(policy_id), self._names, n=1)
+            close = get_close_matches(policy_id, self._names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise LeverError(f"policy_id {policy_id!r}: no such policy{hint}")
         rows = np.flatnonzero(policies["seed"] == policies["seed"].iloc[own])

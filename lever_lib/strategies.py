@@ -41,6 +41,16 @@ class Choice:
     seconds_score: float
 
 
+def check_strategy(strategy: str) -> None:
+    """Refuse what is no strategy.
+
+    Raises:
+        LeverError: naming those that there are.
+    """
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:
+        raise LeverError(f"strategy {strategy!r}: must be one of {', '.join(STRATEGIES)}")
+
+
 def combinations(
     strategy: str, candidates: Sequence[Sequence[int]], top_k: int, everything: Sequence[int]
 ) -> list[tuple[int, ...]]:
@@ -59,10 +69,9 @@ def combinations(
     Raises:
         LeverError: if there is no such strategy, or if they are too many to try.
     """
+    check_strategy(strategy)
     if strategy == "library":
         return [tuple(everything)]
-    if strategy not in STRATEGIES:
-        raise LeverError(f"strategy {strategy!r}: must be one of {', '.join(STRATEGIES)}")
     keep = {"targeted": 1, "hybrid": top_k, "exhaustive": None}[strategy]
     counts = [len(rows[:keep]) for rows in candidates]
     if prod(counts) > _MOST:

@@ -119,7 +119,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         cells = np.asarray(self.cells)
-        if cells.ndim != 2 or cells.shape[0] != cells.shape[1]:
+        if cells.ndim != 2 or cells.shape[0] != cells.shape[1] or not cells.size:
             raise LeverError(f"cells of layout {self.name!r}: must be square, are {cells.shape}")
         if self.moves not in MOVE_SETS:
             raise LeverError(f"moves = {self.moves!r}: must be one of {', '.join(MOVE_SETS)}")

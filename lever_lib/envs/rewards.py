@@ -56,6 +56,8 @@ class Component:
         texts = isinstance(self.sentence, str) and isinstance(self.words, str)
         if not texts or not self.sentence.strip() or not self.sentence.isprintable():
             raise LeverError(f"component {self.sentence!r}: its sentence must be a line of text, its words text")
+        if not isinstance(self.pays, dict) or not isinstance(self.pays_legacy, dict | None):
+            raise LeverError(f"component {self.sentence!r}: what it pays must be a dict, reward by event")
         for event, reward in (*self.pays.items(), *(self.pays_legacy or {}).items()):
             if event not in EVENTS:
                 raise LeverError(f"component {self.sentence!r}: {event!r} is no event; events: {', '.join(EVENTS)}")
@@ -115,6 +117,8 @@ class RewardSystem:
     legacy_gold_exit: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.legacy_gold_exit, bool):
+            raise LeverError(f"legacy_gold_exit = {self.legacy_gold_exit!r}: must be True or False")
         unknown = [name for name in self.components if name not in COMPONENTS]
         if unknown or not self.components:
             known = ", ".join(COMPONENTS)
