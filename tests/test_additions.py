@@ -292,6 +292,44 @@ def test_what_was_trained_for_a_reward_that_is_gone_is_left_out(opened, root, q_
     )
 
 
+def test_rewards_may_come_in_another_order(opened, root, q_table, monkeypatch):
+    monkeypatch.setitem(COMPONENTS, "stroll", Component("Take a long walk before the exit.", {"step": 2.0}, "stroll"))
+    (record,) = opened.with_policy("walker", q_table, setup="path-stroll", seed=1).library.records([240])
+    additions.keep(Added([replace(record, setup="stroll-path")]), opened.library, opened.outputs)  # as it was then
+    policies = open_library("smoke", root).library.policies
+    assert policies.set_index("policy_id")["setup"]["walker"] == "path-stroll"
+
+
+def test_of_two_policies_by_one_name_the_first_counts(opened, root, q_table, caplog, tmp_path):
+    """As when the additions of two machines come together."""
+    other = tmp_path / "other" / "smoke"
+    shutil.copytree(root / "smoke", other)
+    opened.with_policy("a", q_table, setup="gold", seed=1).keep()
+    elsewhere = open_library("smoke", other.parent)
+    elsewhere.with_policy("a", -q_table, setup="gold", seed=1).with_policy("b", q_table, setup="gold", seed=1).keep()
+    shutil.copytree(other / "added", root / "smoke" / "added", dirs_exist_ok=True)
+    with caplog.at_level(logging.WARNING):
+        again = open_library("smoke", root)
+    assert sorted(again.library.policies["policy_id"].iloc[240:]) == ["a", "b"]
+    assert "policy a is left out, as another batch has one of that name; take out" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+@pytest.mark.parametrize("place", ["batch", "added"])
+def test_what_stands_in_a_batchs_place_is_named_and_can_be_removed(kept, opened, root, kind, place):
+    path = kept if place == "batch" else kept.parent
+    shutil.rmtree(path)
+    path.write_text("mine") if kind == "file" else path.symlink_to("nowhere")
+    name = str(path.relative_to(root / "smoke"))
+    state = examine(root / "smoke")[name]
+    assert state.missing or state.damaged
+    with pytest.raises(LeverError, match=f"{path.name}.* is missing or damaged; remove .*{name}"):
+        open_library("smoke", root)
+    remove(name, opened.outputs)
+    assert len(open_library("smoke", root).library.policies) == 240
+    assert batches(root) == []
+
+
 @pytest.mark.parametrize("kind", [np.uint64, ">i4", np.int64])
 def test_what_was_kept_can_be_read_again_whatever_numbers_it_came_with(opened, root, q_table, kind):
     record = opened.with_policy("tuned", q_table, setup="gold", seed=1).library.records([240])[0]

@@ -214,6 +214,19 @@ def test_a_user_error_is_one_line_and_exit_code_2(built, run_in, arguments, part
     assert_refused(run_in(built, *arguments), *parts)
 
 
+def test_what_steers_a_terminal_is_not_said_again(run_in, built, tmp_path):
+    escape = "\x1b[31m"
+    for arguments in (
+        ["search", "gold", f"--bogus{escape}"],
+        ["optimum", f"--spec=smoke{escape}", "--seed", "0", "--setup", "gold"],
+        ["decompose", f"collect{escape} gold"],
+        ["search", "gold", "--spec", "smoke", "--save", str(tmp_path / f"a{escape}.npz")],
+    ):
+        result = run_in(built, *arguments)
+        assert "\x1b" not in result.stdout + result.stderr
+        assert "[31m" in result.stdout + result.stderr
+
+
 def test_it_is_the_same_in_a_process_of_its_own(built):
     assert_refused(lever("search", "bake a cake", "--spec", "smoke", outputs=built), "asks for nothing")
     assert_refused(lever("dance", outputs=built), "dance")

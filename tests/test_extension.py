@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
+import pandas as pd
 import pytest
 
 from lever_lib import composition, load_policy
-from lever_lib.api import OpenLibrary
+from lever_lib.api import OpenLibrary, best_episode, open_library
 from lever_lib.artifacts import ROOT, Outputs
 from lever_lib.composition import register
 from lever_lib.envs.gridworld import layout_from_text
@@ -174,10 +175,13 @@ def test_a_method_whose_actions_cannot_be_followed_is_named(opened, actions):
         del composition.METHODS["broken"]
 
 
-def test_a_method_that_returns_no_policy_is_named(opened):
-    register("broken", rung=0)(lambda view: view.q_tables.sum(axis=0))
+@pytest.mark.parametrize(
+    ("returned", "found"), [(np.zeros((36, 4)), "ndarray"), (CellPolicy, "the class CellPolicy itself")], ids=str
+)
+def test_a_method_that_returns_no_policy_is_named(opened, returned, found):
+    register("broken", rung=0)(lambda view: returned)
     try:
-        with pytest.raises(LeverError, match="method 'broken': must return a policy"):
+        with pytest.raises(LeverError, match=f"method 'broken': must return a policy, .*, returned {found}"):
             opened.ask("gold", method="broken")
     finally:
         del composition.METHODS["broken"]
@@ -515,14 +519,36 @@ ODD = [
     {"top_k": True},
     {"how": ""},
     {"seed": "9" * 5000},
+    {"strategy": np.array(["hybrid", "targeted"])},
+    {"strategy": pd.NA},
+    {"how": np.array(["offline", "none"])},
+    {"library": pd.Series(["X1", "X10"])},
 ]
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: next(iter(odd)))
 def test_an_odd_argument_is_an_error_that_names_it(opened, odd):
     name = {"how": "decompose"}.get(next(iter(odd)), next(iter(odd)))
-    with pytest.raises(LeverError, match=name):
+    with pytest.raises(LeverError, match=name) as refused:
         opened.ask("gold", **odd)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("flag", ["no", 1, None, np.array([True, False]), [True], {}], ids=repr)
+def test_a_flag_is_true_or_false(flag):
+    with pytest.raises(LeverError, match=r"^added = .*: must be True or False$"):
+        open_library("smoke", added=flag)
+    with pytest.raises(LeverError, match=r"^by_behaviour = .*: must be True or False$"):
+        register("mine", rung=0, by_behaviour=flag)
+    if flag is not None:  # as params say
+        with pytest.raises(LeverError, match=r"^legacy_gold_exit = .*: must be True or False$"):
+            best_episode("smoke", 0, "gold", flag)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rung", True), ("rung", 1.0), ("least_visits", True)])
+def test_a_count_is_a_number(name, value):
+    with pytest.raises(LeverError, match=f"^{name} = {value}: must be"):
+        register("mine", **({"rung": 0} | {name: value}))
 
 
 def test_an_endless_question_is_refused(opened):

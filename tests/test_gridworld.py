@@ -89,6 +89,8 @@ def test_a_layout_needs_its_corners_and_known_symbols(text):
 def test_a_layout_is_square_and_its_moves_known():
     with pytest.raises(LeverError, match="square"):
         Layout(np.zeros((2, 3), np.int8), "mine")
+    with pytest.raises(LeverError, match="must be square"):
+        Layout(np.zeros((0, 0), np.int8), "mine")
     with pytest.raises(LeverError, match="codes"):
         Layout(np.array([[5, 3], [0, 10]]), "mine")
     with pytest.raises(LeverError, match="only start"):

@@ -119,7 +119,7 @@ def test_numbers_are_decimal(written, seeds, alpha):
     assert (read.seeds, read.sarsa.alpha) == (seeds, 0.1)
 
 
-@pytest.mark.parametrize("spec", ["../../etc", "", "nope", "a/b", ".hidden"])
+@pytest.mark.parametrize("spec", ["../../etc", "", "nope", "a/b", ".hidden", "study"])
 def test_a_spec_is_a_plain_name_of_a_file_that_exists(spec):
     with pytest.raises(ParamsError, match="spec"):
         load_params(spec)

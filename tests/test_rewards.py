@@ -67,6 +67,9 @@ def test_an_event_that_does_not_exist_is_refused():
         ({"pays": {}, "sentence": " "}, "its sentence must be a line of text"),
         ({"pays": {}, "sentence": "Walk.\nRun."}, "its sentence must be a line of text"),
         ({"pays": {}, "words": ["walk"]}, "its words text"),
+        ({"pays": [("step", 1.0)]}, "what it pays must be a dict, reward by event"),
+        ({"pays": {}, "pays_legacy": "gold"}, "what it pays must be a dict, reward by event"),
+        ({"pays": {"step": 10**4000}}, "0 ... 0"),
     ],
 )
 def test_an_entry_that_cannot_be_paid_or_asked_for_is_refused(entry, rule):

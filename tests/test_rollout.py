@@ -103,6 +103,28 @@ def test_who_walks_where_the_layout_does_not_let_him_is_refused(corridor, change
         evaluate(Told(paths._replace(**change)), corridor, system)
 
 
+def test_the_byte_order_of_paths_does_not_matter(corridor):
+    paths = [[[0, 8, 12, 13, 14, 15]], [[3, 1, 0, 0, 0, 0]], [5], [END_EXIT]]
+    system = reward_system("path")
+    ours, theirs = (
+        evaluate(Told(Paths(*(np.array(part, kind) for part in paths))), corridor, system) for kind in ("<i4", ">i4")
+    )
+    assert ours.return_ == theirs.return_ > 0
+
+
+def test_who_writes_into_the_starts_changes_nothing(corridor):
+    class Careless:
+        """A policy that keeps count in what it was handed."""
+
+        def paths(self, layout, starts):
+            starts.golds[:] = False
+            starts.cells[:] = 7
+            return CellPolicy(np.zeros(layout.horizon, np.int8)).paths(layout, start_state(layout))
+
+    honest, system = CellPolicy(np.zeros(corridor.horizon, np.int8)), reward_system("gold")
+    assert evaluate(Careless(), corridor, system).return_ == evaluate(honest, corridor, system).return_
+
+
 def test_who_returns_no_paths_is_refused(corridor):
     with pytest.raises(LeverError, match="must return Paths of arrays, returned NoneType"):
         evaluate(Told(None), corridor, reward_system("path"))

@@ -209,6 +209,29 @@ def test_two_first_calls_at_once_do_not_disturb_each_other(checkout):
     assert [process.returncode for process in processes] == [0, 0], said
     assert [out for out, _ in said] == ["started\n"] * 2
     assert sorted("setting up" in errors for _, errors in said) == [False, True]
+    assert [errors for _, errors in said if "setting up" not in errors] == [
+        "waiting for the process that sets up .venv\n"
+    ]
+
+
+@pytest.mark.parametrize("more", [{"PYTHONINSPECT": "1"}, {"BASH_FUNC_exec%%": "() { echo fake; }"}], ids=str)
+def test_what_the_environment_may_hold_misleads_nobody(checkout, more):
+    result = run(checkout, "--help", **more)
+    assert result.returncode == 0
+    assert result.stdout.startswith("Reproduce everything")
+    result = run(checkout, **more)
+    says(result, "installing requirements.txt failed")
+
+
+def test_another_shell_hands_over(checkout):
+    result = subprocess.run(["sh", checkout / "run_all.sh", "--help"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("Reproduce everything")
+
+
+def test_what_steers_a_terminal_is_not_said_again_by_the_script(checkout):
+    result = run(checkout, "--fro\x1b[31mm")
+    says(result, "unknown option --fro [31mm")
 
 
 def test_requirements_are_for_the_python_that_the_project_names():

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lever_lib.errors import LeverError
@@ -116,7 +117,7 @@ def test_the_first_filter_that_leaves_nothing_is_named(smoke, scope, filters, na
 
 
 @pytest.mark.parametrize("bound", ["most_joules", "least_return"])
-@pytest.mark.parametrize("value", [float("nan"), True, "3", [1]])
+@pytest.mark.parametrize("value", [float("nan"), True, "3", [1], 10**400], ids=lambda value: str(value)[:9])
 def test_a_bound_is_a_number(bound, value):
     with pytest.raises(LeverError, match=f"{bound} = .*: must be a number"):
         Filters(**{bound: value})
@@ -141,7 +142,13 @@ def test_like_passes_filters(smoke):
     assert set(smoke.library.policies["setup"].iloc[found["row"]]) == {"path"}, "its own is what it was trained for"
 
 
-@pytest.mark.parametrize(("name", "hint"), [("X5-0001-gold-l0", "did you mean 'X5-0001-gold-"), ("?", "$"), (7, "$")])
+@pytest.mark.parametrize(("name", "hint"), [("X5-0001-gold-l0", "did you mean 'X5-0001-gold-"), ("?", "$")])
 def test_a_policy_that_is_not_there_is_named_and_a_close_one_suggested(smoke, name, hint):
     with pytest.raises(LeverError, match=f"policy_id .*: no such policy.*{hint}"):
+        smoke.like(name, 3)
+
+
+@pytest.mark.parametrize("name", [7, None, np.array(["X5-0001-gold-100"]), pd.Series(["X5-0001-gold-100"]), pd.NA])
+def test_what_names_no_single_policy_is_refused(smoke, name):
+    with pytest.raises(LeverError, match=r"^policy_id = .*: must be the name of one policy$"):
         smoke.like(name, 3)
