@@ -368,9 +368,9 @@ def _add(options: argparse.Namespace) -> None:
 
 def _tables(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a policy's file; what runs code when read is refused."""
-    from lever_lib.files import read_array, read_arrays
+    from lever_lib.files import MOST_OF_A_POLICY, read_array, read_arrays
 
-    tables = read_arrays(file) if file.suffix == ".npz" else {"q_table": read_array(file)}
+    tables = read_arrays(file, MOST_OF_A_POLICY) if file.suffix == ".npz" else {"q_table": read_array(file)}
     if "q_table" not in tables:
         raise LeverError(f"{file}: holds {', '.join(tables) or 'nothing'}, must hold q_table")
     return tables

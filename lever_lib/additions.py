@@ -168,11 +168,13 @@ def _fitting(found: list[tuple[Added, dict[str, str]]], library: Library) -> Add
     layouts: dict[str, Layout] = {}
     canonical: dict[str, States] = {}
     left_out: dict[str, list[str]] = {}  # by reason
+    moving = {record.seed for batch, _ in found for record in batch.records if len(record.episode.actions)}
     own_names, names = set(library.policies["policy_id"]), set[str]()
     for batch, worlds in found:
         own = {layout.name: layout for layout in batch.layouts}
         known = own | layouts | library.layouts
         unfit = _unfit([layout for name, layout in own.items() if known[name] is layout], library)
+        unfit |= dict.fromkeys(_still(batch, moving, library), "no policy of its layout takes a step to embed it at")
         for stored, method in zip(batch.records, batch.methods, strict=True):
             record, reason = stored, None
             if record.seed not in known or _world(known[record.seed]) != worlds[record.seed]:
@@ -206,6 +208,13 @@ def _fitting(found: list[tuple[Added, dict[str, str]]], library: Library) -> Add
         logging.getLogger(__name__).warning(text, library.spec, who, reason)
     records, methods = zip(*fitting, strict=True) if fitting else ((), ())
     return Added(records, list(layouts.values()), methods, canonical)
+
+
+def _still(batch: Added, moving: set[str], library: Library) -> set[str]:
+    """Layouts of a batch in which nothing moves that was added, and no states are known to embed policies at."""
+    count = library.params.pi2vec.canonical_states
+    known = {name for name, states in batch.canonical.items() if len(states.cells) == count}
+    return {layout.name for layout in batch.layouts} - known - moving
 
 
 def _unfit(layouts: list[Layout], library: Library) -> dict[str, str]:

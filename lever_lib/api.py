@@ -35,7 +35,7 @@ from lever_lib.recipe import Recipe
 from lever_lib.rollout import Outcome, Policy, evaluate
 from lever_lib.search import Filters, Retriever, Scope
 from lever_lib.strategies import Choice, check_strategy, choose, combinations
-from lever_lib.text import encode, fingerprint, remembered
+from lever_lib.text import code_version, encode, fingerprint, remembered
 from lever_lib.timed_planning import plannable
 
 if TYPE_CHECKING:
@@ -113,13 +113,19 @@ class Answer:
         best = optimum(self.layout, self.recipe.system)
         how = f"{self.recipe.method} of {len(self.policy_ids)} policies: {self.return_:.2f}"
         paths = {f"optimum: {best.return_:.2f}": best.cells, how: self.cells}
-        return layout_paths(self.layout.cells, paths, f"{self.setup} on layout {self.layout.name}")
+        paths = {_plain(name): cells for name, cells in paths.items()}
+        return layout_paths(self.layout.cells, paths, _plain(f"{self.setup} on layout {self.layout.name}"))
 
     def save(self, path: str | Path) -> None:
         """Write the composed policy as `.npz`; `lever_lib.load_policy` reads it."""
         if not isinstance(path, str | os.PathLike):
             raise LeverError(f"path = {path!r}: must be the name of a file")
         self.recipe.save(path)
+
+
+def _plain(text: str) -> str:
+    """A text that is drawn as it is: somebody's own name may look like a formula."""
+    return text.replace("$", r"\$")
 
 
 @dataclass(frozen=True)
@@ -274,7 +280,7 @@ class OpenLibrary:
         new = [sentence for sentence, vector in known.items() if vector is None]
         if new:
             embed = partial(encode, encoder=settings.encoder, trust_remote_code=settings.trust_remote_code)
-            version = f"{settings.encoder} {fingerprint(settings.encoder)}"
+            version = f"{settings.encoder} {fingerprint(settings.encoder)} {code_version()}"
             found = remembered(new, version, embed, self.retriever.index.index.d, self._memory)
             known |= dict(zip(new, found, strict=True))
         return np.stack([known[sentence] for sentence in sentences])

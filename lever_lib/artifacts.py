@@ -12,6 +12,7 @@ reader beside a run sees what was there before or what is there now.
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import json
 import logging
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import yaml
 
@@ -728,7 +729,7 @@ def _is_sayable(path: Path) -> bool:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or as it was before.
+    """Write a file so that it is there whole or as it was before, whoever else writes it at the same time.
 
     Raises:
         LeverError: if the system does not let it be written, or there is something that is no file.
@@ -737,9 +738,34 @@ def write_whole(path: Path, content: str | bytes) -> None:
         if not _is_sayable(path) or (path.exists() and not path.is_file()):
             raise LeverError(f"{str(path)!r}: cannot be written: is no name of a file")
     draft = path.with_name(f".{_sha256(path.name.encode(errors='surrogatepass'))[:16]}.writing")  # a name may be long
-    with writing_to(shown(path)):
+    with writing_to(shown(path)), _own(draft) as file:
         try:
-            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+            file.truncate()
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
             draft.replace(path)
-        finally:
+        except BaseException:
             draft.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _own(draft: Path) -> Iterator[BinaryIO]:
+    """A draft that nobody else writes meanwhile; they wait. One that a killed process has left is used again."""
+    while True:
+        with open(draft, "wb", opener=_without_emptying) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(file, draft):
+                yield file
+                return  # or else who had it before has given it its name
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _without_emptying(path: str, flags: int) -> int:
+    return os.open(path, (flags & ~os.O_TRUNC) | os.O_NOFOLLOW, 0o666)

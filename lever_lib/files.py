@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _DENSEST = 1040  # bytes that one byte of a deflated file can stand for, at most
 _MOST = 2**33  # bytes that a compressed file may unfold to
+MOST_OF_A_POLICY = 2**31  # bytes, of one that somebody brings
 _MOST_OF_A_TABLE = 2**31  # bytes
 _MOST_EMPTY = 2**20  # empty words, which take no bytes
 _ROWS = 2**14  # of a table that are read at a time
@@ -60,20 +61,24 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(SimpleNamespace(write=file.write), array)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, most: int = _MOST) -> dict[str, np.ndarray]:
     """All arrays of an `.npz` file.
+
+    Args:
+        path: of the file.
+        most: bytes that it may unfold to.
 
     Raises:
         LeverError: if they cannot be read, or a header claims more than the file holds.
     """
-    return _understood(path, lambda: _arrays(path))
+    return _understood(path, lambda: _arrays(path, most))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _arrays(path: Path, most: int) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         unfolded = sum(member.file_size for member in members)
-        if unfolded > min(_MOST, _DENSEST * path.stat().st_size):
+        if unfolded > min(most, _DENSEST * path.stat().st_size):
             raise ValueError(f"{unfolded:,} bytes cannot be in it")
         found = {}
         for member in members:

@@ -343,14 +343,16 @@ def as_numbers(name: str, table: Any, shape: tuple[int, ...]) -> np.ndarray:
     if np.ma.is_masked(table):
         raise LeverError(f"{rule}, none of them masked")
     try:
-        found = np.array(table)
+        found = np.asarray(table)
     except Exception as error:  # an object's own way to become an array may raise whatever it likes
         reason = one_line(f"{type(error).__name__}: {error}")
         raise LeverError(f"{rule}, cannot be read as an array ({reason})") from None
+    if found.shape != shape:  # before anything is made of it: it may be large
+        raise LeverError(f"{rule}, is {found.dtype} of shape {found.shape}")
     if found.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
             found = found.astype(np.float64)
-    if found.dtype.kind not in "biuf" or found.shape != shape or not (np.abs(found.astype(np.float64)) <= _MOST).all():
+    if found.dtype.kind not in "biuf" or not (np.abs(found.astype(np.float64)) <= _MOST).all():
         raise LeverError(f"{rule}, is {found.dtype} of shape {found.shape}")
     return found
 
@@ -576,11 +578,15 @@ def pack_episodes(episodes: list[Episode]) -> dict[str, np.ndarray]:
 def unpack_episodes(stored: dict[str, np.ndarray]) -> list[Episode]:
     """What `pack_episodes` packed."""
     cells, actions, left, lever, hazards = (stored[name] for name in Episode._fields)
-    spans = [slice(start, stop) for start, stop in itertools.pairwise(stored["offsets"])]
+    offsets = stored["offsets"]
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or (offsets < 0).any() or (offsets > len(cells)).any():
+        raise ValueError("offsets of its episodes lead elsewhere")
+    spans = [slice(start, stop) for start, stop in itertools.pairwise(offsets.tolist())]
     return [Episode(cells[s], actions[s.start : s.stop - 1], left[s], lever[s], hazards[s]) for s in spans]
 
 
 _FACTS = ("policy_id", "source", "setup", "library", "seed", "snapshot", "episodes", "description")
+_WORDS = ("policy_id", "source", "setup", "library", "seed", "description")
 
 
 def save_records(records: list[PolicyRecord], path: Path) -> None:
@@ -598,6 +604,8 @@ def load_records(path: Path) -> list[PolicyRecord]:
     """
     try:
         parts = read_arrays(path)
+        if any(parts[name].dtype.kind != "U" for name in _WORDS):
+            raise ValueError(f"must hold words for {', '.join(_WORDS)}")
         episodes = unpack_episodes(parts)
         facts = zip(*(parts[name].tolist() for name in _FACTS), strict=True)
         tables = zip(facts, parts["q_table"], parts["visits"], episodes, strict=True)

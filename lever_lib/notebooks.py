@@ -218,8 +218,9 @@ def _cells(path: Path) -> list[tuple[str, str]]:
 
 def _data(outputs: Outputs) -> dict[str, Any]:
     """Checksums of files of the package, and of a recording, that notebooks read."""
-    tables = sorted((ROOT / "lever_lib" / "data").glob("*.csv"))
-    return {"data": {path.name: file_hash(path) for path in tables}, "recording": recording_hash(outputs.params)}
+    folder = ROOT / "lever_lib" / "data"
+    files = sorted([*folder.glob("*.csv"), *folder.glob("*.jsonl")])
+    return {"data": {path.name: file_hash(path) for path in files}, "recording": recording_hash(outputs.params)}
 
 
 def _key(path: Path, cells: list[tuple[str, str]], outputs: Outputs, data: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from lever_lib.errors import LeverError
 from lever_lib.seeding import stream
+from lever_lib.threads import one_torch_thread
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +140,7 @@ def learn(
     if not learner.standardise:
         scale = Scale(np.zeros_like(scale.mean), np.ones_like(scale.deviation))
     out = np.empty((len(seen), *states.shape))
-    with threadpool_limits(1):  # another number of threads adds in another order
+    with one_torch_thread(), threadpool_limits(1):  # another number of threads adds in another order
         for rows in _stacks([len(pairs.kind) for pairs in seen], learner):
             batch = _stacked([seen[row] for row in rows], scale, learner, gamma, check_device(device))
             read = torch.as_tensor((states - scale.mean) / scale.deviation, device=batch.before.device)

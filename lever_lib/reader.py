@@ -22,6 +22,7 @@ from lever_lib import minilm
 from lever_lib.artifacts import shown
 from lever_lib.errors import LeverError
 from lever_lib.recognise import LEARNED, WEIGHTS
+from lever_lib.threads import one_torch_thread
 
 RANK = 16
 _WORD_RANK = 8  # of what is added to the embeddings
@@ -83,14 +84,9 @@ class Reader(torch.nn.Module):
 def log_odds(sentences: Sequence[str]) -> np.ndarray:
     """How likely each objective is asked for, as log odds, float32 (n, K); the first 256 tokens of a text are read."""
     reader = _reader()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine several wait for each other, forty times as long
-    try:
-        with torch.inference_mode():
-            parts = [sentences[start : start + _TOGETHER] for start in range(0, len(sentences), _TOGETHER)]
-            return np.concatenate([reader(*_batch(part)).numpy() for part in parts])
-    finally:
-        torch.set_num_threads(threads)
+    with one_torch_thread(), torch.inference_mode():
+        parts = [sentences[start : start + _TOGETHER] for start in range(0, len(sentences), _TOGETHER)]
+        return np.concatenate([reader(*_batch(part)).numpy() for part in parts])
 
 
 @cache

@@ -18,7 +18,7 @@ from lever_lib.composition import Pool, method
 from lever_lib.envs.gridworld import Layout, memory_count
 from lever_lib.envs.rewards import RewardSystem, reward_system
 from lever_lib.errors import LeverError
-from lever_lib.files import read_arrays
+from lever_lib.files import MOST_OF_A_POLICY, read_arrays
 from lever_lib.params import MOST_CELLS_A_SIDE, gold_slots
 from lever_lib.planning import optimum
 from lever_lib.rollout import Outcome, Policy, evaluate
@@ -93,7 +93,7 @@ def load_policy(path: str | Path) -> Recipe:
             where methods of one's own, by which `switch` improves what is known, are not the same.
     """
     try:
-        parts = read_arrays(Path(path))
+        parts = read_arrays(Path(path), MOST_OF_A_POLICY)
         cells, q_tables, visits = parts["layout"], parts["q_tables"], parts["visits"]
         names = tuple(str(name) for name in parts["policy_ids"])
         layout = Layout(cells, str(parts["layout_name"]), str(parts["moves"]))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lever_lib import minilm
-from lever_lib.artifacts import ROOT
+from lever_lib.artifacts import ROOT, source_hash
 from lever_lib.errors import LeverError
 
 if TYPE_CHECKING:
@@ -128,6 +128,12 @@ def fingerprint(encoder: str) -> str | None:
         with path.open("rb") as file:
             found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """Hash of the code that encodes: what other code made of a sentence is not remembered."""
+    return source_hash("lever_lib.text")
 
 
 @cache

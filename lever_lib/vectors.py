@@ -328,11 +328,13 @@ def _is_whole(index: faiss.Index) -> bool:
     if isinstance(index, faiss.IndexIVFFlat):
         places = index.direct_map
         mapped = places.type == faiss.DirectMap.Array and places.array.size() == index.ntotal
+        mapped = mapped and bool((faiss.vector_to_array(places.array) >= 0).all())  # each id has a vector
         return mapped and index.is_trained and index.quantizer.ntotal == index.nlist
     storage = _storage(index)
     if not isinstance(storage, faiss.IndexFlat) or storage.metric_type != faiss.METRIC_INNER_PRODUCT:
         return False
-    return (storage.d, storage.ntotal) == (index.d, index.ntotal)
+    trained = index.is_trained and storage.is_trained
+    return trained and (storage.d, storage.ntotal) == (index.d, index.ntotal)
 
 
 def _check_vectors(name: str, vectors: np.ndarray, width: int | None = None) -> None:

@@ -1,3 +1,4 @@
+import io
 import logging
 import re
 import shutil
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lever_lib import additions, artifacts, pi2vec
+from lever_lib import additions, api, artifacts, pi2vec
 from lever_lib.additions import Added, remove
 from lever_lib.api import OpenLibrary, open_library
 from lever_lib.artifacts import ROOT, clear, examine, file_hash
@@ -439,3 +440,51 @@ def test_who_keeps_more_on_an_older_handle_is_told_what_to_do(opened, root, q_ta
     first.keep()
     with pytest.raises(LeverError, match="'one': was added to spec smoke before; go on with what `keep` returned"):
         first.with_policy("two", q_table, setup="gold", seed=1).keep()
+
+
+STILL = """
+S # . G . .
+. . . . x .
+. . . . L .
+. G . . . .
+. . . x . G
+G . . . . E
+"""
+
+
+def test_where_nothing_moves_there_is_nothing_to_embed_at(opened, root, caplog):
+    """As when the policies went that came with a layout, and other states are to be drawn."""
+    at_a_block = np.eye(4)[np.zeros(36, int)]
+    opened.with_layout("mine", STILL).keep().with_policy("still", at_a_block, setup="gold", seed="mine").keep()
+    params = replace(opened.params, pi2vec=replace(opened.params.pi2vec, canonical_states=7))
+    fewer = replace(opened.library, params=params)
+    assert len(additions.added(fewer, opened.outputs).records) == 81
+    assert remove("X5-mine-gold-100", opened.outputs) == 80
+    assert [one.policy_id for one in additions.added(opened.library, opened.outputs).records] == ["still"]
+    assert additions.added(fewer, opened.outputs).records == ()
+    assert "policy still is left out, as no policy of its layout takes a step to embed it at" in caplog.text
+
+
+def test_a_sentence_is_encoded_again_by_other_code(opened, monkeypatch):
+    asked, encode = [], api.encode
+    monkeypatch.setattr(api, "encode", lambda sentences, **more: asked.append(sentences) or encode(sentences, **more))
+    for version in ("1", "1", "2"):
+        monkeypatch.setattr(api, "code_version", lambda version=version: version)
+        opened.ask("grab lots of gold before leaving", seed=1, how="none", strategy="targeted")
+    assert len(asked) == 2
+
+
+def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(opened):
+    answer = opened.with_layout("a$^$b", MAP).ask("collect gold", seed="a$^$b")
+    answer.plot().savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize("name", ["setup", "policy_id"])
+def test_words_of_a_batch_that_are_none_are_named(kept, opened, root, name):
+    (file,) = kept.glob("policies_*.npz")
+    with np.load(file) as parts:
+        np.savez(file, **{**parts, name: np.array([b"gold"])})
+    about = artifacts.read_about(kept)
+    artifacts.write_about(kept, {key: value for key, value in about.items() if key != "files"})
+    with pytest.raises(LeverError, match=r"no policies can be read from it .*must hold words"):
+        open_library("smoke", root)

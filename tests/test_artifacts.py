@@ -472,3 +472,24 @@ def test_a_fresh_clone_is_whole_as_far_as_it_goes(spec):
     assert {"composition", "results", "study"} <= set(entries)
     assert wanted == set(tracked) - {f"outputs/{spec}/manifest.json", f"outputs/{spec}/params.yaml"}
     assert not [state for state in examine(ROOT / "outputs" / spec).values() if state.missing or state.damaged]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from lever_lib.artifacts import write_whole
+for number in range(300):
+    write_whole(Path(sys.argv[1]), sys.argv[2] * (200_000 + number))
+"""
+
+
+def test_two_who_write_one_file_leave_it_whole(tmp_path):
+    file = tmp_path / "a file"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(file), letter], cwd=ROOT) for letter in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        if file.exists():
+            content = file.read_text()
+            assert len(content) >= 200_000
+            assert len(set(content)) == 1
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [file]

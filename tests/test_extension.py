@@ -619,6 +619,11 @@ def test_the_byte_order_of_actions_does_not_matter(opened, monkeypatch):
     assert mine.return_ == own.return_
 
 
+def test_a_table_of_another_shape_is_refused_before_anything_is_made_of_it(opened):
+    with pytest.raises(LeverError, match=r"q_table: must be finite numbers .*, is float16 of shape \(1000000000000,\)"):
+        opened.with_policy("mine", np.broadcast_to(np.float16(0), 10**12), "gold", 0)
+
+
 def test_a_table_of_more_than_a_float_can_say_is_refused_in_one_line(opened, recwarn):
     shape = opened.library.q_tables.shape[1:]
     with pytest.raises(LeverError, match="q_table: must be finite numbers"):

@@ -24,6 +24,7 @@ LAYERS = [
         "locks",
         "files",
         "bounded",
+        "threads",
     },
     {"envs", "envs.layouts", "envs.rewards", "envs.gridworld", "envs.features", "envs.environment"},
     {

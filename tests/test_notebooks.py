@@ -383,3 +383,12 @@ def test_kernels_are_cached_per_state_of_the_sources():
     assert found.name.startswith("kernels-")
     sources = b"".join(path.read_bytes() for path in sorted((ROOT / "lever_lib").rglob("*.py")))
     assert found.name == f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}"
+
+
+def test_a_notebook_depends_on_the_recording_that_comes_along(smoke_outputs, monkeypatch, tmp_path):
+    before = notebooks._data(smoke_outputs)
+    shutil.copytree(ROOT / "lever_lib" / "data", tmp_path / "lever_lib" / "data")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    assert notebooks._data(smoke_outputs) == before
+    (tmp_path / "lever_lib" / "data" / "exchanges.jsonl").write_text("something else\n")
+    assert notebooks._data(smoke_outputs) != before

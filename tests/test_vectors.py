@@ -255,3 +255,25 @@ def test_bad_arguments_are_named(indexes, rows, queries):
     for wrong in ([3, 2], [2, 2], [-1, 2], [5, COUNT], [[1, 2]]):
         with pytest.raises(LeverError, match="allowed: must be rising ids from 0 to 1499"):
             nearest(flat, queries, 1, np.array(wrong))
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_an_index_that_says_it_is_not_trained_is_refused(indexes, kind, tmp_path):
+    save(indexes[kind], tmp_path / "index")
+    content = bytearray((tmp_path / "index").read_bytes())
+    content[32] = 0
+    (tmp_path / "index").write_bytes(content)
+    with pytest.raises(LeverError, match="cut off or damaged"):
+        load(tmp_path / "index")
+
+
+def test_an_ivf_index_in_which_an_id_is_missing_is_refused(rows, tmp_path):
+    index = faiss.clone_index(build(rows, "ivf"))
+    index.set_direct_map_type(faiss.DirectMap.NoMap)
+    index.reset()
+    ids = np.arange(len(rows))
+    ids[5] = 4
+    index.add_with_ids(rows, ids)
+    save(index, tmp_path / "index")
+    with pytest.raises(LeverError, match="cut off or damaged"):
+        load(tmp_path / "index")

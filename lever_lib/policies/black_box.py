@@ -23,6 +23,7 @@ from lever_lib.errors import LeverError
 from lever_lib.policies.base import PolicyRecord
 from lever_lib.policies.tabular import record_episode
 from lever_lib.seeding import stream
+from lever_lib.threads import one_torch_thread
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -127,18 +128,13 @@ def train_black_box(job: BlackBoxJob) -> list[PolicyRecord]:
     Raises:
         LeverError: if Stable-Baselines3 is not installed.
     """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small are slower on two, and the other core has its own work
     try:
-        return _train(job)
+        with one_torch_thread():  # networks this small are slower on two, and the other core has its own work
+            return _train(job)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "stable_baselines3":
             raise
         raise LeverError("deep.steps: needs stable-baselines3; pip install -e '.[deep]'") from None
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _train(job: BlackBoxJob) -> list[PolicyRecord]:
