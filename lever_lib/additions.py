@@ -214,7 +214,7 @@ def _still(batch: Added, moving: set[str], library: Library) -> set[str]:
     """Layouts of a batch in which nothing moves that was added, and no states are known to embed policies at."""
     count = library.params.pi2vec.canonical_states
     known = {name for name, states in batch.canonical.items() if len(states.cells) == count}
-    return {layout.name for layout in batch.layouts} - known - moving
+    return {layout.name for layout in batch.layouts} - known - moving - library.layouts.keys()
 
 
 def _unfit(layouts: list[Layout], library: Library) -> dict[str, str]:

@@ -110,12 +110,6 @@ class _Interrupted:
 _CTRL_C = _Interrupted()
 
 
-def _but_ctrl_c(problem: sys.UnraisableHookArgs) -> None:
-    """Say what Python cannot raise, as in a callback of a C library; Ctrl-C is said again without a word."""
-    if not isinstance(problem.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(problem)
-
-
 def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
     """Do something for a person at a terminal: what they can mend is one line on stderr.
 
@@ -128,10 +122,12 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
         Ctrl-C.
     """
     outermost = signal.getsignal(signal.SIGINT) in (_leave, signal.default_int_handler)
+    say_unraisable = sys.unraisablehook
     if outermost:
         _CTRL_C.heard = False
         signal.signal(signal.SIGINT, _CTRL_C)
-        sys.unraisablehook = _but_ctrl_c
+        # In a callback of a C library it cannot be raised: it is said again, and there is nothing to tell.
+        sys.unraisablehook = lambda problem: problem.exc_type is KeyboardInterrupt or say_unraisable(problem)
     try:
         return run() or 0
     except (Exception, KeyboardInterrupt) as error:
@@ -151,7 +147,7 @@ def exit_code(run: Callable[[], int | None], interrupted: str) -> int:
         _CTRL_C.over()
         if outermost:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            sys.unraisablehook = sys.__unraisablehook__
+            sys.unraisablehook = say_unraisable
     with suppress(OSError, AttributeError):  # where nothing can be said, the exit code still tells
         sys.stderr.write(f"lever: {one_line(reason)}\n")
     return code

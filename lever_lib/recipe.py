@@ -90,7 +90,7 @@ def load_policy(path: str | Path) -> Recipe:
 
     Raises:
         LeverError: if the file is absent or holds something else, or if another policy comes of it here, as it may
-            where methods of one's own, by which `switch` improves what is known, are not the same.
+            where rewards or methods of one's own, by which `switch` improves what is known, are not the same.
     """
     try:
         parts = read_arrays(Path(path), MOST_OF_A_POLICY)

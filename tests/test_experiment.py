@@ -8,7 +8,7 @@ import pytest
 from lever_lib.artifacts import Outputs
 from lever_lib.composition import Pool, everyday_methods
 from lever_lib.envs.rewards import reward_system
-from lever_lib.experiment import experiment_jobs, load_results, run_job
+from lever_lib.experiment import experiment_jobs, load_results, run_job, search_settings
 from lever_lib.params import Execution, Pi2Vec
 from lever_lib.policies.base import CellPolicy
 from lever_lib.queries import QUERIES, QUERY_CLASSES
@@ -253,3 +253,12 @@ def test_with_a_network_for_exact_embeddings_the_whole_pipeline_runs(smoke, smok
     assert len(results) == 6 * 4 * len(everyday_methods()) * 3
     assert np.isfinite(results["predicted_return"]).all()
     assert (results["return"] <= results["optimum"] + 1e-9).all()
+
+
+def test_the_files_of_an_encoder_count(smoke_params, tmp_path):
+    assert "encoder_files" not in search_settings(smoke_params)
+    (tmp_path / "config.json").write_text("{}")
+    params = replace(smoke_params, search=replace(smoke_params.search, encoder=str(tmp_path)))
+    before = search_settings(params)
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    assert search_settings(params) != before

@@ -55,6 +55,28 @@ def test_ctrl_c_that_a_library_makes_another_error_of_is_still_ctrl_c(capsys):
         exit_code(lambda: int("of its own"), "stopped")
 
 
+def test_ctrl_c_that_cannot_be_raised_is_told_by_nobody(monkeypatch):
+    """As in a callback of a C library; what else goes wrong there is told as ever."""
+    told = []
+    tell = told.append
+    monkeypatch.setattr(sys, "unraisablehook", tell)
+
+    class Callback:
+        def __init__(self, error):
+            self.error = error
+
+        def __del__(self):
+            raise self.error
+
+    def run():
+        Callback(KeyboardInterrupt())
+        Callback(ZeroDivisionError())
+
+    assert exit_code(run, "stopped") == 0
+    assert [problem.exc_type for problem in told] == [ZeroDivisionError]
+    assert sys.unraisablehook is tell
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_workers_end_with_who_asked_for_them(how):
     """Their jobs may take long, and nobody wants to know any more."""
