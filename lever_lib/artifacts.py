@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -43,18 +43,26 @@ def _sources() -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py")) if path.is_file()}
 
 
+def _stamps() -> dict[Path, tuple[int, int]]:
+    """When each data file of the package was written, and its size: who reads it may have met what it was meanwhile."""
+    files = sorted(path for path in (_PACKAGE / "data").iterdir() if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
 # As this process loads them: what comes of an edit that is made meanwhile must not count as made by the edited code.
 SOURCES = _sources()
+DATA = _stamps()
 CODE = hashlib.sha256(b"\0".join(SOURCES.values())).hexdigest()  # processes that share it compute the same
 CODE_WANTED = "LEVER_CODE"  # in the environment of a kernel: the code of the run that started it, and where it is
 if os.environ.get(CODE_WANTED, f"{CODE} {_PACKAGE}") != f"{CODE} {_PACKAGE}":
     raise LeverError(
         "lever_lib was changed while this run goes on, or PYTHONPATH leads to another one; run the same command again"
     )
+DRAWN = "LEVER_DRAWN"  # in the environment of a kernel: where its figures wait until the notebook is finished
 MANIFEST = "manifest.json"
 PARAMS = "params.yaml"
-_PART = re.compile(r"[A-Za-z0-9_][\w .+-]*", re.ASCII)  # of a file's path, as stages name them
 _BATCH = re.compile(r"[0-9a-f]{16}")
+_DRAFT = re.compile(r"\.[0-9a-f]{16}\.writing")  # of a file that is written whole
 _HASH = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = "is missing or damaged"
 STUDY = "study"  # folder, and manifest entry, of results that take long and outlive a run
@@ -193,16 +201,9 @@ class Outputs:
         """What keeps `stage` from being used, in words; None if nothing does."""
         return self._settled(lambda: self._problem(stage, set()))
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Files that are opened in this block belong together: nobody publishes others meanwhile."""
-        if not self.folder.is_dir():
-            yield  # nothing is there, and nothing is made for want of it
-            return
-        with ExitStack() as stack:
-            with suppress(OSError):  # where nobody can write, nobody needs to be kept from it
-                stack.enter_context(hold(self.folder, PUBLISH))
-            yield
+        return _reading(self.folder)
 
     def _settled(self, look: Callable[[], str | None]) -> str | None:
         """What is wrong, if it still is while nobody publishes."""
@@ -376,9 +377,12 @@ class Outputs:
             delete(old)
 
     def enter(self, name: str, entry: dict[str, Any]) -> None:
-        """Add an entry to the manifest, and put the resolved params beside it."""
+        """Add an entry to the manifest, and put the resolved params beside it. A file is of who wrote it last."""
         with hold(self.folder, PUBLISH):
-            self._write_params_and(self.manifest() | {name: entry})
+            stages = self.manifest()
+            for other in stages.values():
+                other["files"] = {file: found for file, found in other["files"].items() if file not in entry["files"]}
+            self._write_params_and(stages | {name: entry})
 
     def check_manifest(self) -> None:
         """Refuse to go on where studies are that nothing tells of: a new manifest would forget them.
@@ -395,8 +399,10 @@ class Outputs:
         if not self.folder.is_dir():
             return
         with hold(self.folder, BUILD):
-            patterns = [".*.writing", ".*.old", ".*.done", f"{ADDED}/.*.old", "figures/.*", "notebooks/*.running.ipynb"]
+            patterns = [".*.writing", ".*.old", ".*.done", f"{ADDED}/.*.old", "notebooks/*.running.ipynb"]
             found = [path for pattern in patterns for path in self.folder.glob(pattern)]
+            linked = self.folder.glob("figures/.*.writing")  # the folder may be somebody's own, of other things too
+            found += [path for path in linked if _DRAFT.fullmatch(path.name) and path.is_file()]
             made_of = {name: self.made_of(name) or "" for name in LASTING}
             found += [self.folder / f".{name}-{made[:16]}" for name, made in made_of.items() if made]
             for path in found:
@@ -469,7 +475,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _is_inside(name: str) -> bool:
     """Whether a name leads to a place within the folder that it is relative to."""
     path = PurePosixPath(name)
-    return path.as_posix() == name and all(_PART.fullmatch(part) for part in path.parts)
+    return path.as_posix() == name and all(map(is_plain, path.parts))
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file that is called so can be entered in a manifest: it is not hidden, and can be read by people."""
+    return name.isprintable() and not name.startswith((".", " ")) and not {"/", "\\"} & {*name} and name != ""
 
 
 def made_up(folder: Path, stage: Stage, file: str, rule: str) -> MissingArtifactError:
@@ -521,11 +532,33 @@ class Condition(NamedTuple):
 
 
 def examine(folder: Path) -> dict[str, Condition]:
-    """Compare the files of a spec with its manifest, entry by entry; only the manifest if that is at fault."""
+    """Compare the files of a spec with its manifest, entry by entry; only the manifest if that is at fault.
+
+    What seems wrong is looked at again while nobody publishes.
+    """
+    found = _examine_now(folder)
+    if not any(state.missing or state.damaged for state in found.values()):
+        return found
+    with _reading(folder):
+        return _examine_now(folder)
+
+
+def _examine_now(folder: Path) -> dict[str, Condition]:
     try:
         return _examine(folder) | {name: _condition(folder, entry, True) for name, entry in batches(folder).items()}
     except OSError as error:  # of a folder that must not be read
         return {"folder": Condition(True, [], [Path(error.filename or folder)])}
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    if not folder.is_dir():
+        yield  # nothing is there, and nothing is made for want of it
+        return
+    with ExitStack() as stack:
+        with suppress(OSError):  # where nobody can write, nobody needs to be kept from it
+            stack.enter_context(hold(folder, PUBLISH))
+        yield
 
 
 def _examine(folder: Path) -> dict[str, Condition]:
@@ -660,12 +693,12 @@ def file_hash(path: Path) -> str:
 
 
 def check_code() -> None:
-    """Refuse to go on with sources that are no longer what this process has loaded.
+    """Refuse to go on with sources and data of the package that are no longer what this process has loaded.
 
     Raises:
         LeverError: if one was changed.
     """
-    if _sources() != SOURCES:
+    if _sources() != SOURCES or _stamps() != DATA:
         raise LeverError("lever_lib was changed while this run went on; run the same command again")
 
 
@@ -737,7 +770,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     with writing_to(shown(path)):
         if not _is_sayable(path) or (path.exists() and not path.is_file()):
             raise LeverError(f"{str(path)!r}: cannot be written: is no name of a file")
-    draft = path.with_name(f".{_sha256(path.name.encode(errors='surrogatepass'))[:16]}.writing")  # a name may be long
+    draft = path.with_name(f".{_sha256(path.name.encode(errors='surrogatepass'))[:16]}.writing")  # `_DRAFT`: short
     with writing_to(shown(path)), _own(draft) as file:
         try:
             file.truncate()

@@ -116,7 +116,8 @@ def _promised(view: Successors) -> float:
     value = view.fixed[:, 0] + pay.gold * golds + pay.lever * lever
     value += np.where(end == END_EXIT, pay.exit[np.maximum(total - golds, 0), lever.astype(int)], 0.0)
     stays = psi.counts.shape[1] - psi.steps[:, 0]  # the horizon has as many steps as the grid has cells
-    return float((value + np.where(end == END_STUCK, pay.bump * stays, 0.0)).max())
+    value += np.where(end == END_STUCK, pay.bump * stays, 0.0)
+    return float(value[psi.counts[:, 0, :, 0] == 0].max())  # no bump, then moving on
 
 
 def _known(pool: Pool, method: Method, members: tuple[int, ...]) -> np.ndarray:

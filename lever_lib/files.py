@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _DENSEST = 1040  # bytes that one byte of a deflated file can stand for, at most
 _MOST = 2**33  # bytes that a compressed file may unfold to
-MOST_OF_A_POLICY = 2**31  # bytes, of one that somebody brings
+MOST_OF_A_POLICY = 2**28  # bytes, of one that somebody brings; what is made of it takes several times as much
 _MOST_OF_A_TABLE = 2**31  # bytes
 _MOST_EMPTY = 2**20  # empty words, which take no bytes
 _ROWS = 2**14  # of a table that are read at a time

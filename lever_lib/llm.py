@@ -9,12 +9,14 @@ can be recorded, and a recording answers in its place, without network or key.
 from __future__ import annotations
 
 import base64
+import fcntl
 import html
 import io
 import json
 import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -364,7 +366,10 @@ def _http_client(access: _Access) -> httpx2.Client:
 
     try:
         return openai.DefaultHttpxClient(
-            auth=access.login, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [bound]}
+            auth=access.login,
+            headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [bound]},
+            follow_redirects=False,  # whoever it leads to would get the headers of one's own, with the keys in them
         )
     except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
         reason = type(error).__name__
@@ -419,6 +424,8 @@ def _status_failure(error: openai.APIStatusError, model: str) -> _Failure:
     said = f"Error code: {status} - {_bounded(error.response.content)}"
     if status in {408, 409, 429} or status >= 500:
         return _Failure(said, wait=_retry_after(error.response.headers.get("retry-after", "")))
+    if 300 <= status < 400:
+        return _Failure(f"Error code: {status} - it leads to {error.response.headers.get('location')}", f"set {_URL}")
     cures = {
         401: f"check {_KEY}",
         403: f"check {_KEY} and what it is allowed",
@@ -489,7 +496,7 @@ def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
         The letters, and the span of the text that each stands for.
     """
     spans = [(at, at + 1) for at in range(len(text))]
-    for _ in range(_LAYERS):
+    for _ in range(2 * _LAYERS):
         parts, kept, done = [], [], 0
         for found in _ESCAPE.finditer(text):
             start, end = found.span()
@@ -499,7 +506,13 @@ def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
             done = end
         before, text, spans = text, "".join([*parts, text[done:]]), kept + spans[done:]
         if text == before:
-            break
+            text, spans = _without_blanks(text, spans)  # within an escape, too
+            if text == before:
+                break
+    return _without_blanks(text, spans)
+
+
+def _without_blanks(text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
     here = [at for at, one in enumerate(text) if "!" <= one <= "~"]
     return "".join(text[at] for at in here), [spans[at] for at in here]
 
@@ -623,13 +636,29 @@ def _exchange_key(model: str, messages: Messages, schema: dict) -> str:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Append in one write, so that neither an interrupt nor another process can leave half a line."""
+    """Append a line whole or not at all, whatever comes between."""
     with writing_to(shown(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without waiting: a pipe that nobody reads is no place for a recording.
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
         try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            line = line if not line or _ends_a_line(path) else b"\n" + line
+            before = os.fstat(file).st_size
             if os.write(file, line) != len(line):
+                if stat.S_ISREG(os.fstat(file).st_mode):
+                    os.ftruncate(file, before)
                 raise LLMError(f"{shown(path)}: could not be written to the end; is the disk full?")
         finally:
             os.close(file)
+
+
+def _ends_a_line(path: Path) -> bool:
+    """Whether what is appended to a file begins a line; an editor may have left the last one open."""
+    if not path.is_file():
+        return True
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"

@@ -6,13 +6,15 @@ in the manifest together with the figures it drew.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
+import shutil
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import nbformat
@@ -21,6 +23,7 @@ from lever_lib import experiment, index, library, pi2vec, regressor, report
 from lever_lib.artifacts import (
     CODE,
     CODE_WANTED,
+    DRAWN,
     LADDER,
     ROOT,
     SCALE,
@@ -29,7 +32,9 @@ from lever_lib.artifacts import (
     check_code,
     clear,
     damaged_files,
+    delete,
     file_hash,
+    is_plain,
     json_hash,
     lasting_files,
     make_way,
@@ -37,13 +42,14 @@ from lever_lib.artifacts import (
     shown,
     source_hash,
     studies,
+    write_whole,
 )
 from lever_lib.decompose import recording_hash
 from lever_lib.envs.gridworld import make_layout
 from lever_lib.errors import LeverError, MissingArtifactError, OneLineParser, exit_code, writing_to
 from lever_lib.locks import PUBLISH, RUN, hold
 from lever_lib.needs import check_needs
-from lever_lib.params import load_params, resolved
+from lever_lib.params import PARAMS_FOLDER, Params, load_params, resolved
 from lever_lib.pictures import shrink_outputs
 from lever_lib.study import study_files
 from lever_lib.timed_planning import check_plannable
@@ -60,9 +66,12 @@ def numbered_notebooks(start: str = "01") -> list[Path]:
     """The notebooks of the main pipeline, in order, from number `start` on.
 
     Raises:
-        LeverError: if there is none with that number.
+        LeverError: if there is none with that number, or one has a name that cannot be told again.
     """
     paths = sorted(FOLDER.glob("0[0-9]_*.ipynb"))
+    for path in paths:
+        if not is_plain(path.name):
+            raise LeverError(f"notebook {path.name!r}: must have a name in letters that can be read")
     numbers = [path.name[:2] for path in paths]
     if start not in numbers:
         raise LeverError(f"--from {start}: no such notebook; numbers: {', '.join(numbers)}")
@@ -87,36 +96,76 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
         return False
     target = outputs.folder / "notebooks" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    figures = outputs.folder / "figures"
-    before = {figure: figure.stat().st_mtime_ns for figure in figures.glob(f"{path.name[:2]}_*")}
-    params = load_params(spec)
+    figures, drawings = outputs.folder / "figures", outputs.folder / ".figures.writing"
+    figures.mkdir(exist_ok=True)
+    seen = _seen(spec, outputs)
     draft, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     try:
         with writing_to(shown(target)):
+            delete(drawings)
             failed.unlink(missing_ok=True)
             make_way(target)
-            _execute(path, draft, failed, spec)
+            try:
+                _execute(path, draft, failed, spec, drawings)
+            except LeverError:  # for which a change may be to blame
+                _check_unchanged(path, spec, outputs, seen)
+                raise
             _strip_traces(draft)
-        check_code()
-        if load_params(spec) != params:
-            changed = f"params/{spec}.yaml: was changed while notebook {path.name} ran"
-            raise LeverError(f"{changed}; run the same command again")
-    except BaseException:
+        _check_unchanged(path, spec, outputs, seen)
+        with hold(outputs.folder, PUBLISH), writing_to(shown(target)):
+            drawn = sorted(drawings.iterdir()) if drawings.is_dir() else []
+            _delete_figures(entry_name, {f"figures/{drawing.name}" for drawing in drawn}, outputs)
+            outputs.forget(entry_name)
+            for drawing in drawn:
+                _move(drawing, figures / drawing.name)
+            draft.replace(target)
+            written = [target, *(figures / drawing.name for drawing in drawn)]
+            files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in written}
+            entry = {"key": _key(path, cells, outputs, data), "root_seed": outputs.params.root_seed, "files": files}
+            outputs.enter(entry_name, entry)
+    finally:
         draft.unlink(missing_ok=True)
-        raise
-    with hold(outputs.folder, PUBLISH), writing_to(shown(target)):
-        outputs.forget(entry_name)
-        draft.replace(target)
-        drawn = []
-        for figure in sorted(figures.glob(f"{path.name[:2]}_*")):
-            if figure.stat().st_mtime_ns == before.get(figure):
-                figure.unlink()  # of an earlier run, that this one did not draw
-            else:
-                drawn.append(figure)
-        files = {file.relative_to(outputs.folder).as_posix(): file_hash(file) for file in [target, *drawn]}
-        entry = {"key": _key(path, cells, outputs, data), "root_seed": outputs.params.root_seed, "files": files}
-        outputs.enter(entry_name, entry)
+        shutil.rmtree(drawings, ignore_errors=True)
     return True
+
+
+def _seen(spec: str, outputs: Outputs) -> tuple[Params, int, dict[str, Any]]:
+    """What a notebook may read besides stages, and when the params were written: they may change and change back."""
+    params = load_params(spec)
+    return params, (PARAMS_FOLDER / f"{spec}.yaml").stat().st_mtime_ns, _data(outputs)
+
+
+def _check_unchanged(path: Path, spec: str, outputs: Outputs, before: tuple[Params, int, dict[str, Any]]) -> None:
+    check_code()
+    now = _seen(spec, outputs)
+    if now[:2] != before[:2]:
+        changed = f"params/{spec}.yaml"
+    elif now != before:
+        changed = str(outputs.params.llm.replay)
+    else:
+        return
+    raise LeverError(f"{changed}: was changed while notebook {path.name} ran; run the same command again")
+
+
+def _delete_figures(entry_name: str, drawn: set[str], outputs: Outputs) -> None:
+    """Delete figures of an earlier run of a notebook that this one did not draw; others there are somebody's own."""
+    stages = outputs.manifest()
+    before = stages.pop(entry_name, {"files": {}})["files"]
+    others = {file for entry in stages.values() for file in entry["files"]}
+    for file in before.keys() - drawn - others:
+        if file.startswith("figures/"):
+            (outputs.folder / file).unlink(missing_ok=True)
+
+
+def _move(draft: Path, target: Path) -> None:
+    """Give a whole file its name, though its folder may be a link to another disk."""
+    make_way(target)
+    try:
+        draft.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        write_whole(target, draft.read_bytes())
 
 
 def _is_up_to_date(path: Path, cells: list[tuple[str, str]], outputs: Outputs, data: dict[str, Any]) -> bool:
@@ -138,14 +187,14 @@ def _has_work(outputs: Outputs, start: str) -> bool:
     return False
 
 
-def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
+def _execute(path: Path, draft: Path, failed: Path, spec: str, drawings: Path) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say comes as an exception too
     prefer_own_kernel()
-    os.environ[CODE_WANTED] = f"{CODE} {ROOT / 'lever_lib'}"
+    os.environ |= {CODE_WANTED: f"{CODE} {ROOT / 'lever_lib'}", DRAWN: str(drawings.absolute())}
     try:
         papermill.execute_notebook(
             _as_it_is(path),
@@ -174,7 +223,8 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str) -> None:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that nobody waits for any more
         raise
     finally:
-        os.environ.pop(CODE_WANTED)
+        for name in (CODE_WANTED, DRAWN):
+            os.environ.pop(name)
 
 
 def _as_it_is(path: Path) -> str:
@@ -273,8 +323,15 @@ def run_spec(spec: str, start: str) -> None:
     with hold(outputs.folder, RUN):
         _recover(outputs)
         outputs.sweep()
+        gone = [name for name in outputs.manifest() if name.startswith("notebooks/") and not _source(name).is_file()]
+        outputs.forget(*gone)  # no run would write them again
         _run(outputs, start)
         outputs.restore_params()
+
+
+def _source(entry_name: str) -> Path:
+    """The notebook of an entry."""
+    return FOLDER / f"{PurePosixPath(entry_name).name}.ipynb"
 
 
 def _recover(outputs: Outputs) -> None:

@@ -7,9 +7,11 @@ and their legends stand below, so that a phone shows them at a readable size.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec
 
 import matplotlib
@@ -22,7 +24,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lever_lib.artifacts import Outputs, write_whole
+from lever_lib.artifacts import DRAWN, Outputs, is_plain, write_whole
+from lever_lib.errors import LeverError
 from lever_lib.looks import GRID_LINE, LOOKS
 from lever_lib.pictures import smaller
 
@@ -79,12 +82,19 @@ def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
 def save_figure(figure: Figure, outputs: Outputs, name: str) -> None:
     """Write a figure as PNG and PDF under `figures/` of the spec, without dates: same figure, same bytes.
 
+    In a run they come there when the notebook is finished, together with it.
+
     Args:
         figure: to write.
         outputs: of the spec.
         name: file name without ending; begins with the number of its notebook.
+
+    Raises:
+        LeverError: if no file can be called so, or the system does not let it be written.
     """
-    folder = outputs.folder / "figures"
+    if not is_plain(name):
+        raise LeverError(f"name {name!r}: must be the name of a file, in letters that can be read")
+    folder = Path(os.environ.get(DRAWN) or outputs.folder / "figures")
     folder.mkdir(parents=True, exist_ok=True)
     for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None})):
         drawn = io.BytesIO()

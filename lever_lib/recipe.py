@@ -102,7 +102,7 @@ def load_policy(path: str | Path) -> Recipe:
         system = reward_system(str(parts["setup"]), bool(parts["legacy_gold_exit"]))
         recipe = Recipe(layout, system, str(parts["method"]), names, q_tables, visits, float(parts["alpha"]))
         method(recipe.method)
-        returned = float(parts["return"])
+        returned, walked = float(parts["return"]), [parts[name].tolist() for name in ("cells", "actions")]
         if layout.size > MOST_CELLS_A_SIDE:
             raise LeverError(f"a world of {layout.size} cells a side; at most {MOST_CELLS_A_SIDE} can be planned for")
         if len(layout.golds) > gold_slots(layout.size):
@@ -118,10 +118,11 @@ def load_policy(path: str | Path) -> Recipe:
         raise LeverError(f"{path}: its tables must be {shape}, of finite float64 and of counts")
     if not 0 < recipe.alpha <= 1:
         raise LeverError(f"{path}: alpha = {recipe.alpha} must be above 0 and at most 1")
-    found = recipe.outcome().return_
-    if not abs(found - returned) <= 1e-6:
-        raise LeverError(
-            f"{path}: its policy returns {found:.6g} here, {returned:.6g} where it was saved; is a reward or method "
-            "of your own another one here?"
-        )
-    return recipe
+    found = recipe.outcome()
+    if not abs(found.return_ - returned) <= 1e-6:
+        difference = f"returns {found.return_:.6g} here, {returned:.6g} where it was saved"
+    elif [found.cells.tolist(), found.actions.tolist()] != walked:
+        difference = "goes another way here than where it was saved"
+    else:
+        return recipe
+    raise LeverError(f"{path}: its policy {difference}; is a reward or method of your own another one here?")

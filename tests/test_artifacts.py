@@ -3,6 +3,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -26,6 +28,7 @@ from lever_lib.artifacts import (
     write_whole,
 )
 from lever_lib.errors import LeverError, MissingArtifactError
+from lever_lib.locks import PUBLISH, hold
 from lever_lib.notebooks import STAGES
 from lever_lib.params import Energy, Execution, Grid, Pi2Vec, Regressor, Sarsa, Search, Study, load_params
 from tests.conftest import build_everything
@@ -324,6 +327,27 @@ def test_a_renamed_run_is_not_taken_for_another(outputs, tmp_path):
 def test_outputs_are_not_where_tables_cannot_be_read(outputs, tmp_path):
     with pytest.raises(LeverError, match="must be a name in UTF-8"):
         Outputs("smoke", outputs.params, tmp_path / os.fsdecode(b"o\xff"))
+
+
+def test_what_is_published_meanwhile_is_not_damaged(outputs, monkeypatch):
+    """`verify` that has read the old manifest, and reads the new files, looks again when it is over."""
+    build(outputs, FIRST)
+    file = outputs.folder / FIRST.name / FIRST.files[0]
+    old = file.read_bytes()
+    file.write_bytes(b"new")
+    entered = threading.Event()
+
+    def publish():
+        with hold(outputs.folder, PUBLISH):
+            entered.set()
+            time.sleep(0.3)
+            file.write_bytes(old)
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    entered.wait()
+    assert not any(state.damaged or state.missing for state in examine(outputs.folder).values())
+    publisher.join()
 
 
 def test_a_folder_that_must_not_be_read_is_damaged(outputs, monkeypatch):

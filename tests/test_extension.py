@@ -455,7 +455,19 @@ def test_the_answer_is_drawn_and_saved(opened, tmp_path):
         assert recipe.outcome().return_ == answer.return_
 
 
+def test_a_method_that_is_another_one_here_is_noticed_though_it_returns_the_same(opened, tmp_path, average):
+    opened.ask("fast exit with gold", seed=2, method="average").save(tmp_path / "policy.npz")
+    with np.load(tmp_path / "policy.npz") as stored:
+        parts = dict(stored)
+    assert load_policy(tmp_path / "policy.npz").method == "average"
+    for name in ("cells", "actions"):
+        np.savez(tmp_path / "other.npz", **parts | {name: parts[name][::-1]})
+        with pytest.raises(LeverError, match="goes another way here than where it was saved"):
+            load_policy(tmp_path / "other.npz")
+
+
 HARM = {
+    "walk": ("cells", np.array([None])),
     "short": ("q_tables", np.zeros((1, 9, 4))),
     "nan": ("q_tables", np.full((3, 36, 4), np.nan)),
     "negative": ("visits", np.full((3, 36, 4), -1)),

@@ -665,6 +665,14 @@ def test_a_secret_is_known_however_it_is_written(escape):
     assert hidden.replace('"', "").replace("\\", "") == "see [key] there"
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\n", "%20"])
+def test_a_secret_with_an_escape_in_it_is_known_though_broken_by_blanks(blank):
+    cookie = "connect.sid=s%3AabcDEF123456.sigXYZ"
+    hide = llm._Access("host", "http://host", "sk-ab%41cd%5Cn0123", others=(cookie,), login=None).hide
+    for text in (cookie, "sk-ab%41cd%5Cn0123", "connect.sid=s:abcDEF123456.sigXYZ"):
+        assert hide(f"see {blank.join(text)} there") == "see [key] there"
+
+
 def test_secrets_that_overlap_are_hidden_whole():
     hide = llm._Access("host", "http://host", "abcdefgh12345678ijkl", ("12345678", "ijklmnopqrst")).hide
     for text in ("abcdefgh12345678ijklmnopqrst", "abcdefgh12345678ijkl, 12345678", "12345678, ijklmnopqrst"):
@@ -814,10 +822,42 @@ def test_a_recording_that_cannot_be_written_is_found_out_before_asking(access, t
     assert server.requests == []
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(llm.os, "write", lambda file, line: 1)
-    with pytest.raises(LLMError, match=r"exchanges.jsonl: could not be written to the end"):
-        llm._append(tmp_path / "exchanges.jsonl", b"line\n")
+def test_a_full_disk_is_said_and_leaves_no_half_line(tmp_path, monkeypatch):
+    recording = tmp_path / "exchanges.jsonl"
+    llm._append(recording, b"first\n")
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.os, "write", lambda file, line: write(file, line[:2]))
+        with pytest.raises(LLMError, match=r"exchanges.jsonl: could not be written to the end"):
+            llm._append(recording, b"line\n")
+    assert recording.read_bytes() == b"first\n"
+    recording.write_bytes(b"first\nleft open")
+    llm._append(recording, b"line\n")
+    assert recording.read_bytes() == b"first\nleft open\nline\n"
+
+
+def test_two_who_record_at_once_do_not_mix(tmp_path):
+    recording = tmp_path / "exchanges.jsonl"
+    lines = [f"{number}".encode() * 5000 + b"\n" for number in range(8)]
+    threads = [
+        threading.Thread(target=lambda line=line: [llm._append(recording, line) for _ in range(20)]) for line in lines
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(recording.read_bytes().splitlines(keepends=True)) == sorted(20 * lines)
+
+
+def test_a_redirect_is_not_followed(access, monkeypatch):
+    """Whoever it leads to would get what `OPENAI_CUSTOM_HEADERS` says."""
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "api-key: TopSecretKey999")
+    with LLMServer(says(GOOD)) as other, LLMServer(sends(307, "", location=other.url)) as server:
+        access(server.url)
+        line = refusal()
+    assert f"307 - it leads to {other.url}" in line
+    assert "set OPENAI_BASE_URL" in line
+    assert not other.requests
 
 
 def test_the_client_is_loaded_by_those_only_who_ask():

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -10,11 +11,12 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 import lever_lib
-from lever_lib import library, notebooks
-from lever_lib.artifacts import ROOT, Outputs
+from lever_lib import artifacts, library, notebooks
+from lever_lib.artifacts import ROOT, Outputs, examine
 from lever_lib.errors import LeverError
 from lever_lib.notebooks import STAGES, main, numbered_notebooks, run_notebook
 from lever_lib.params import PARAMS_FOLDER, load_params
+from lever_lib.plots import save_figure
 from lever_lib.queries import QUERY_CLASSES
 from tests.llm_server import LLMServer, says
 from tests.test_cli import lever
@@ -172,14 +174,87 @@ def shortened(monkeypatch, tmp_path, code):
     return path, Outputs("smoke", load_params("smoke"), tmp_path)
 
 
-def test_only_figures_that_a_run_drew_are_its_own(monkeypatch, tmp_path):
-    path, outputs = shortened(monkeypatch, tmp_path, f"open('{tmp_path}/smoke/figures/07_new.png', 'w').write('new')")
-    for name in ("07_new.png", "07_old.png", "06_other.png"):
-        (outputs.folder / "figures" / name).write_text("old")
+def drawing(*names, height=1):
+    """Code of a notebook that draws figures of these names, and says what is among the figures by then."""
+    saved = "; ".join(f"save_figure(figure, outputs, {name!r})" for name in names)
+    return f"""
+import os
+import matplotlib.pyplot as plt
+from lever_lib.artifacts import Outputs
+from lever_lib.params import load_params
+from lever_lib.plots import save_figure
+outputs = Outputs("smoke", load_params("smoke"))
+figure, axes = plt.subplots(figsize=(1, 1))
+axes.set_ylim(0, {height})
+{saved}
+print(sorted(os.listdir(outputs.folder / "figures")))
+"""
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_only_figures_that_a_run_drew_are_its_own(monkeypatch, tmp_path, linked):
+    path, outputs = shortened(monkeypatch, tmp_path, drawing("07_new", "07_größer (1)"))
+    figures = outputs.folder / "figures"
+    if linked:
+        figures.rmdir()
+        (tmp_path / "paper").mkdir()
+        figures.symlink_to(tmp_path / "paper")
+    own = {"07_introduction.tex", "06_other.png", ".git"}
+    for name in own - {".git"}:
+        (figures / name).write_text("somebody's own")
+    (figures / ".git").mkdir()
+    outputs.sweep()
     assert run_notebook(path, "smoke", outputs)
-    assert {figure.name for figure in (outputs.folder / "figures").iterdir()} == {"07_new.png", "06_other.png"}
+    drawn = {f"07_{name}.{ending}" for name in ("new", "größer (1)") for ending in ("png", "pdf")}
+    assert {file.name for file in figures.iterdir()} == own | drawn
+    executed = nbformat.read(outputs.folder / "notebooks" / path.name, as_version=4)
+    assert "07_new" not in executed.cells[-1].outputs[0].text, "figures come with the notebook, not before"
     files = outputs.manifest()["notebooks/07_short"]["files"]
-    assert set(files) == {"notebooks/07_short.ipynb", "figures/07_new.png"}
+    assert set(files) == {"notebooks/07_short.ipynb", *(f"figures/{name}" for name in drawn)}
+    shortened(monkeypatch, tmp_path, drawing("07_new", height=2))
+    assert run_notebook(path, "smoke", outputs)
+    assert {file.name for file in figures.iterdir()} == own | {"07_new.png", "07_new.pdf"}
+    assert not any(state.damaged or state.missing for state in examine(outputs.folder).values())
+
+
+def test_a_figure_is_of_the_notebook_that_drew_it_last(monkeypatch, tmp_path):
+    path, outputs = shortened(monkeypatch, tmp_path, drawing("07_new"))
+    copy = path.with_name("07_short-Copy1.ipynb")
+    shutil.copy(path, copy)
+    for _ in range(2):
+        for notebook in (copy, path):
+            run_notebook(notebook, "smoke", outputs)
+        shortened(monkeypatch, tmp_path, drawing("07_new", height=2))
+    assert not run_notebook(copy, "smoke", outputs)
+    assert not any(state.damaged or state.missing for state in examine(outputs.folder).values())
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "a\nb", "half \ud800"])
+def test_a_figure_has_the_name_of_a_file(smoke_params, tmp_path, name):
+    with pytest.raises(LeverError, match="must be the name of a file"):
+        save_figure(None, Outputs("smoke", smoke_params, tmp_path), name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_notebook_has_a_name_that_can_be_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    for name in ("01_größer (1).ipynb", "01_a.ipynb"):
+        (tmp_path / name).write_text("{}")
+    assert len(numbered_notebooks()) == 2
+    (tmp_path / "02_a\nb.ipynb").write_text("{}")
+    with pytest.raises(LeverError, match="must have a name in letters"):
+        numbered_notebooks()
+
+
+def test_a_notebook_that_is_gone_is_forgotten(monkeypatch, tmp_path, smoke_params):
+    outputs = Outputs("smoke", smoke_params, tmp_path)
+    outputs.folder.mkdir()
+    for name in ("notebooks/01_generation", "notebooks/01_gone", "notebooks/11_deep_policies", "library"):
+        outputs.enter(name, {"key": "k", "files": {f"{name}.x": "0" * 64}})
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path))
+    monkeypatch.setattr(notebooks, "_run", lambda *_: None)
+    notebooks.run_spec("smoke", "01")
+    assert outputs.manifest().keys() == {"notebooks/01_generation", "notebooks/11_deep_policies", "library"}
 
 
 def test_a_notebook_that_is_edited_while_it_runs_runs_again(monkeypatch, tmp_path):
@@ -197,20 +272,36 @@ def test_a_notebook_that_is_edited_while_it_runs_runs_again(monkeypatch, tmp_pat
     assert not run_notebook(path, "smoke", outputs)
 
 
-def test_tables_that_are_edited_while_a_notebook_runs_make_it_run_again(monkeypatch, tmp_path):
-    path, outputs = shortened(monkeypatch, tmp_path, "x = 1")
-    seen = ["before"]
-    monkeypatch.setattr(notebooks, "_data", lambda _: {"data": seen[0]})
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("what", ["data", "params", "recording"])
+def test_what_changes_while_a_notebook_runs_stops_it_though_it_changes_back(monkeypatch, tmp_path, what, fails):
+    """As by `git stash`, and `git stash pop` before the notebook is finished."""
+    path, outputs = shortened(monkeypatch, tmp_path, "1 / 0" if fails else "x = 1")
+    monkeypatch.setattr(notebooks, "PARAMS_FOLDER", tmp_path / "params")
+    recording = outputs.params.llm.__class__(**vars(outputs.params.llm) | {"replay": "answers.jsonl"})
+    outputs = Outputs("smoke", replace(outputs.params, llm=recording), tmp_path)
+    for folder in ("package", "params"):
+        shutil.copytree(PARAMS_FOLDER, tmp_path / folder / "data" if folder == "package" else tmp_path / folder)
+    monkeypatch.setattr("lever_lib.artifacts._PACKAGE", tmp_path / "package")
+    monkeypatch.setattr("lever_lib.artifacts.SOURCES", {})
+    monkeypatch.setattr("lever_lib.artifacts.DATA", artifacts._stamps())
+    recorded = ["before"]
+    monkeypatch.setattr(notebooks, "_data", lambda _: {"recording": recorded[0]})
     execute = notebooks._execute
 
     def edit(*arguments):
+        if what == "recording":
+            recorded[0] = "after"
+        else:
+            file = tmp_path / ("package/data" if what == "data" else "params") / "smoke.yaml"
+            file.write_bytes(file.read_bytes())
         execute(*arguments)
-        seen[0] = "after"
 
     monkeypatch.setattr(notebooks, "_execute", edit)
-    assert run_notebook(path, "smoke", outputs)
-    assert run_notebook(path, "smoke", outputs)
-    assert not run_notebook(path, "smoke", outputs)
+    said = {"data": "lever_lib was", "params": r"params/smoke.yaml: was", "recording": r"answers.jsonl: was"}
+    with pytest.raises(LeverError, match=f"{said[what]} changed while"):
+        run_notebook(path, "smoke", outputs)
+    assert "notebooks/07_short" not in outputs.manifest()
 
 
 @pytest.mark.parametrize("odd", ["decompose: none", "cosine_gate: -1.0", "decompose: llm"])
