@@ -35,6 +35,7 @@ from lever_lib.locks import BUILD, PUBLISH, RUN, hold, run_beside
 from lever_lib.params import Params, resolved
 
 _PACKAGE = Path(__file__).resolve().parent
+_DATA_ENDINGS = ("csv", "json", "jsonl", "yaml", "safetensors")  # not what editors put beside
 ROOT = _PACKAGE.parent
 
 
@@ -45,7 +46,8 @@ def _sources() -> dict[Path, bytes]:
 
 def _stamps() -> dict[Path, tuple[int, int]]:
     """When each data file of the package was written, and its size: who reads it may have met what it was meanwhile."""
-    files = sorted(path for path in (_PACKAGE / "data").iterdir() if path.is_file())
+    folder = _PACKAGE / "data"
+    files = [path for ending in _DATA_ENDINGS for path in sorted(folder.glob(f"[!.]*.{ending}")) if path.is_file()]
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
 
@@ -399,7 +401,7 @@ class Outputs:
         if not self.folder.is_dir():
             return
         with hold(self.folder, BUILD):
-            patterns = [".*.writing", ".*.old", ".*.done", f"{ADDED}/.*.old", "notebooks/*.running.ipynb"]
+            patterns = [".*.writing", ".*.old", ".*.done", f"{ADDED}/.*.old", "notebooks/0*.running.ipynb"]
             found = [path for pattern in patterns for path in self.folder.glob(pattern)]
             linked = self.folder.glob("figures/.*.writing")  # the folder may be somebody's own, of other things too
             found += [path for path in linked if _DRAFT.fullmatch(path.name) and path.is_file()]

@@ -95,9 +95,12 @@ def run_notebook(path: Path, spec: str, outputs: Outputs) -> bool:
     if whole and _is_up_to_date(path, cells, outputs, data):
         return False
     target = outputs.folder / "notebooks" / path.name
-    target.parent.mkdir(parents=True, exist_ok=True)
     figures, drawings = outputs.folder / "figures", outputs.folder / ".figures.writing"
-    figures.mkdir(exist_ok=True)
+    for folder in (target.parent, figures):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise LeverError(f"{shown(folder)}: is no folder, and a run is to write there; delete it") from None
     seen = _seen(spec, outputs)
     draft, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     try:

@@ -217,6 +217,19 @@ def test_only_figures_that_a_run_drew_are_its_own(monkeypatch, tmp_path, linked)
     assert not any(state.damaged or state.missing for state in examine(outputs.folder).values())
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_stands_where_a_folder_should_is_named(monkeypatch, tmp_path, linked):
+    path, outputs = shortened(monkeypatch, tmp_path, "x = 1")
+    figures = outputs.folder / "figures"
+    figures.rmdir()
+    if linked:
+        figures.symlink_to(tmp_path / "nowhere")
+    else:
+        figures.write_text("no folder")
+    with pytest.raises(LeverError, match="smoke/figures: is no folder, and a run is to write there; delete it"):
+        run_notebook(path, "smoke", outputs)
+
+
 def test_a_figure_is_of_the_notebook_that_drew_it_last(monkeypatch, tmp_path):
     path, outputs = shortened(monkeypatch, tmp_path, drawing("07_new"))
     copy = path.with_name("07_short-Copy1.ipynb")
