@@ -362,7 +362,13 @@ class Outputs:
             self.publish(name, draft, about | {"root_seed": self.params.root_seed, "files": files}, others)
 
     def publish(self, name: str, draft: Path, entry: dict[str, Any], others: Sequence[str] = ()) -> None:
-        """Put a finished draft in the place of folder `name`, and enter it in the manifest; forget `others`."""
+        """Put a finished draft in the place of folder `name`, and enter it in the manifest; forget `others`.
+
+        Raises:
+            LeverError: if it is something lasting, and code or data have changed while it was made.
+        """
+        if outlives_runs(name):
+            check_code()
         target = self.folder / name
         old = target.with_name(f".{target.name}.old")
         target.parent.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from lever_lib.artifacts import Outputs, delete, file_hash, read_manifest, shown
+from lever_lib.artifacts import Outputs, check_code, delete, file_hash, read_manifest, shown
 from lever_lib.bounded import read_bytes
 from lever_lib.errors import LeverError, writing_to
 from lever_lib.params import Deep
@@ -52,6 +52,9 @@ def parts_of(
         work: folder of unfinished work.
         files: that a finished part holds.
         make: given outputs of its own, to be thrown away, and the folder to write into.
+
+    Raises:
+        LeverError: if a file cannot be written, or `lever_lib` was changed meanwhile.
     """
     parts = []
     for chunk in np.array_split(seeds, -(-len(seeds) // _CHUNK)):
@@ -70,6 +73,7 @@ def parts_of(
             draft.mkdir()
             make(Outputs(outputs.spec, own, work / part.name), draft)
             sums = {"part": part.name, **{path.name: file_hash(path) for path in sorted(draft.iterdir())}}
+            check_code()
             (draft / _SUMS).write_text(json.dumps(sums) + "\n")
         delete(part)
         draft.rename(part)

@@ -12,6 +12,7 @@ import pytest
 
 from lever_lib import unfinished
 from lever_lib.artifacts import Outputs, Stage, examine, file_hash, json_hash
+from lever_lib.errors import LeverError
 from lever_lib.params import load_params
 from lever_lib.unfinished import new_draft, parts_of, publish, work_folder
 from tests.checkout import ENDED_BY_CTRL_C
@@ -160,6 +161,27 @@ def test_unfinished_work_that_is_damaged_is_done_again(tmp_path, monkeypatch, ca
     assert made == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 1, 2)]
     assert (first / "part.csv").read_text() == "of (0, 1, 2)"
     assert "0000-0002 is damaged" in capsys.readouterr().err
+
+
+def test_long_work_whose_code_or_data_changed_meanwhile_is_not_kept(tmp_path, monkeypatch):
+    """Though it may have changed back: who knows what the work has read."""
+    monkeypatch.setattr(unfinished, "_CHUNK", 3)
+    outputs = Outputs("smoke", load_params("smoke"), tmp_path)
+    work = work_folder(outputs, "study", MADE_OF)
+
+    def make(part, draft):
+        part.folder.mkdir(parents=True)
+        (draft / "part.csv").write_text("1")
+
+    part = parts_of(outputs, [1, 2, 3], work, ("part.csv",), make)[0]
+    monkeypatch.setattr("lever_lib.artifacts.DATA", {})
+    with pytest.raises(LeverError, match="lever_lib was changed while this run went on"):
+        parts_of(outputs, [1, 2, 3, 4, 5, 6], work, ("part.csv",), make)
+    assert [path for path in (work / "parts").iterdir() if not path.name.startswith(".")] == [part]
+    (new_draft(work) / "all.csv").write_text("1")
+    with pytest.raises(LeverError, match="lever_lib was changed while this run went on"):
+        publish(outputs, "study", work, {"key": "k", "made_of": MADE_OF})
+    assert not (outputs.folder / "study").exists()
 
 
 def test_a_run_is_interrupted_without_a_word_too_many(tmp_path):

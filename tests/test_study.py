@@ -182,6 +182,7 @@ def test_what_is_damaged_or_made_up_is_one_line_to_readers_and_made_again(
     with pytest.raises(LeverError, match=f"{path.name}:? {rule}") as caught:
         find(copy)
     assert "\n" not in str(caught.value)
+    capsys.readouterr()
     assert unfinished.whole(find, copy) is None
     assert capsys.readouterr().err.startswith(f"smoke: {caught.value}; making it again")
     if entry_name == "study":
