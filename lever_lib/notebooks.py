@@ -222,6 +222,11 @@ def _execute(path: Path, draft: Path, failed: Path, spec: str, drawings: Path) -
     except RuntimeError as error:  # of nbclient and jupyter_client
         reason = " ".join(str(error).split())
         raise LeverError(f"notebook {path.name} failed for spec {spec}: its kernel did not start: {reason}") from None
+    except OSError:
+        raise
+    except Exception as error:  # of whoever reads what is nearly a notebook
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise LeverError(f"{shown(path)}: no notebook that can be run ({reason})") from None
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that nobody waits for any more
         raise

@@ -351,6 +351,25 @@ def test_a_damaged_notebook_is_one_line(smoke_params, tmp_path, text):
         run_notebook(path, "smoke", Outputs("smoke", smoke_params, tmp_path))
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"metadata": None},
+        {"metadata": []},
+        {"nbformat": "4"},
+        {"nbformat": 9},
+        {"cells": [{"cell_type": "weird", "source": ""}]},
+    ],
+    ids=lambda part: json.dumps(part),
+)
+def test_what_is_nearly_a_notebook_is_one_line(monkeypatch, tmp_path, part):
+    path, outputs = shortened(monkeypatch, tmp_path, "x = 1")
+    path.write_text(json.dumps(json.loads(path.read_text()) | part))
+    with pytest.raises(LeverError, match=r"07_short.ipynb: no notebook that can be run"):
+        run_notebook(path, "smoke", outputs)
+    assert not list((outputs.folder / "notebooks").iterdir())
+
+
 def test_a_kernel_that_does_not_start_is_one_line(smoke_params, monkeypatch, tmp_path):
     def execute(*_, **__):
         raise RuntimeError("Kernel died before replying to kernel_info")
