@@ -33,7 +33,7 @@ def lever(*arguments, outputs=None, module="lever_lib", cwd=None, answer=""):
         env=environment,
         cwd=cwd or outputs or ROOT,
         check=False,
-        timeout=300,
+        timeout=1200,  # of what hangs; on a machine that does other things too, a pipeline takes long
     )
 
 

@@ -105,7 +105,7 @@ print(json.dumps({
 def test_a_reward_component_is_one_table_entry(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", WITH_ENTRY, str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), check=False, timeout=300,
+        capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), check=False, timeout=1200,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout.splitlines()[-1])
