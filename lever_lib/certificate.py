@@ -116,8 +116,7 @@ def _promised(view: Successors) -> float:
     value = view.fixed[:, 0] + pay.gold * golds + pay.lever * lever
     value += np.where(end == END_EXIT, pay.exit[np.maximum(total - golds, 0), lever.astype(int)], 0.0)
     stays = psi.counts.shape[1] - psi.steps[:, 0]  # the horizon has as many steps as the grid has cells
-    value += np.where(end == END_STUCK, pay.bump * stays, 0.0)
-    return float(value[psi.counts[:, 0, :, 0] == 0].max())  # no bump, then moving on
+    return float((value + np.where(end == END_STUCK, pay.bump * stays, 0.0)).max())
 
 
 def _known(pool: Pool, method: Method, members: tuple[int, ...]) -> np.ndarray:
@@ -152,7 +151,8 @@ def _worst(layout: Layout, system: RewardSystem, steps: int) -> float:
     pays, pay = dict(zip(EVENTS, system.weights, strict=True)), layout.rewards(system).pay
     on_the_way = min(0.0, pays["step"] + 4 * min(0.0, pays["hazard_neighbour"])) * (layout.longest_path - steps)
     collected = min(0.0, pays["gold"]) * len(layout.golds) + min(0.0, pays["lever"])
-    return on_the_way + collected + min(pays["hazard"], pays["bump"] * (layout.horizon - steps), pay.exit.min())
+    stuck = min(0.0, pays["bump"]) * (layout.horizon - steps)
+    return on_the_way + collected + min(pays["hazard"], stuck, pay.exit.min())
 
 
 def upper_bound(layout: Layout, system: RewardSystem, known: np.ndarray) -> float:

@@ -45,7 +45,8 @@ from lever_lib.artifacts import (
     write_whole,
 )
 from lever_lib.decompose import recording_hash
-from lever_lib.envs.gridworld import make_layout
+from lever_lib.envs.gridworld import check_bump, make_layout
+from lever_lib.envs.rewards import REWARD_SYSTEMS, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError, OneLineParser, exit_code, writing_to
 from lever_lib.locks import PUBLISH, RUN, hold
 from lever_lib.needs import check_needs
@@ -312,17 +313,19 @@ def _upstream(stage: Stage | None) -> set[str]:
 
 
 def check_spec(spec: str) -> None:
-    """Refuse a spec that cannot be run, before anything is written: its params, and a layout for every seed.
+    """Refuse a spec that cannot be run, before anything is written: its params, rewards, and a layout for every seed.
 
     Raises:
         LeverError: naming file, key, value and rule.
     """
     params = load_params(spec)
-    for seed in params.seeds:
-        try:
+    try:
+        for setup in REWARD_SYSTEMS:
+            check_bump(reward_system(setup, params.grid.legacy_gold_exit), params.grid.moves)
+        for seed in params.seeds:
             check_plannable(make_layout(params.grid, seed))
-        except LeverError as error:
-            raise LeverError(f"params/{spec}.yaml: grid: {error}") from None
+    except LeverError as error:
+        raise LeverError(f"params/{spec}.yaml: grid: {error}") from None
 
 
 def run_spec(spec: str, start: str) -> None:

@@ -14,7 +14,7 @@ from lever_lib.composition import METHODS, Pool, method, prune
 from lever_lib.envs.features import feature_tables, features
 from lever_lib.envs.gridworld import Layout, States, layout_from_text, make_layout
 from lever_lib.envs.layouts import sample_layout
-from lever_lib.envs.rewards import reward_system
+from lever_lib.envs.rewards import COMPONENTS, Component, reward_system
 from lever_lib.errors import LeverError
 from lever_lib.integer_bounds import upper_bound_by_integers
 from lever_lib.notebooks import check_spec
@@ -58,6 +58,20 @@ def best_by_trying(layout, system, support):
         return max(found, default=-1.0 * steps_left)
 
     return value(0, (True,) * len(layout.golds), False, layout.horizon)
+
+
+def test_bumps_may_pay_only_where_planning_knows_what_time_is_left(monkeypatch):
+    linger = Component("Take your time.", {"bump": 2.0, "exit": 100.0}, words="linger")
+    monkeypatch.setitem(COMPONENTS, "linger", linger)
+    monkeypatch.setattr("lever_lib.notebooks.REWARD_SYSTEMS", ("path", "linger"))
+    text, system = "S . .\n. . .\n. . E", reward_system("linger")
+    found = optimum(layout_from_text(text, "square", "cardinal"), system)
+    assert found.return_ == 100 + 5, "nine steps, four of them to the exit, and 2 - 1 for each of the others"
+    for refused in (lambda: optimum(layout_from_text(text, "square"), system), lambda: check_spec("smoke")):
+        with pytest.raises(
+            LeverError, match="'linger': a bump pays 1 in all; with forward moves it must pay 0 or less"
+        ):
+            refused()
 
 
 @settings(max_examples=25)

@@ -212,9 +212,14 @@ class Layout:
         return around.ravel()
 
     def rewards(self, system: RewardSystem) -> RewardTables:
-        """`system` on this layout's transitions; computed once per system."""
+        """`system` on this layout's transitions; computed once per system.
+
+        Raises:
+            LeverError: if bumps pay and no move leads back.
+        """
         key = (system.name, system.legacy_gold_exit)
         if key not in self._cache:
+            check_bump(system, self.moves)
             self._cache[key] = reward_tables(self.transitions, len(self.golds), system)
         return self._cache[key]
 
@@ -255,6 +260,20 @@ def drawn(codes: np.ndarray, marked: np.ndarray | list[int]) -> str:
         symbols = [_SYMBOLS[int(code)] for code in row]
         lines.append("".join(f"[{s}]" if mark else f" {s} " for s, mark in zip(symbols, on_path, strict=True)))
     return "\n".join(lines)
+
+
+def check_bump(system: RewardSystem, moves: str) -> None:
+    """Refuse a system that pays for bumps where no move leads back: planning takes a bump for the end of all moving.
+
+    Raises:
+        LeverError: naming the system and what a bump pays.
+    """
+    bump = float(system.weights[_W["bump"]])
+    if moves == "forward" and bump > 0:
+        raise LeverError(
+            f"reward system {system.name!r}: a bump pays {bump:g} in all; with forward moves it must pay 0 or less, as "
+            "planning takes a bump there for the end of all moving"
+        )
 
 
 def reward_tables(transitions: Transitions, golds: int, system: RewardSystem) -> RewardTables:

@@ -40,7 +40,8 @@ class Component:
 
     Attributes:
         sentence: how a person would ask for it; also the text its policies are indexed under.
-        pays: reward per event; names as in `EVENTS`.
+        pays: reward per event; names as in `EVENTS`. With forward moves, a bump must not come to more than 0 in a sum
+            of components: there, whoever bumps has come to an end.
         words: words and short expressions by which a question is understood to mean it, with `|` between them and `*`
             for any ending; by default its name. One of them must occur in its own sentence, none in another
             component's. The four below have theirs in `lever_lib/data/vocabulary.yaml`.
