@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import cycle
 from pathlib import Path
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -52,6 +53,7 @@ _SHAPES = {
 
 
 Arguments = ParamSpec("Arguments")
+Name = TypeVar("Name")
 
 
 @contextmanager
@@ -175,7 +177,7 @@ def _draw_paths(axes: Axes, size: int, paths: list[np.ndarray]) -> list[Line2D]:
     """Paths side by side, so that none hides another; returns what a legend needs."""
     shifts = np.linspace(-0.14, 0.14, len(paths)) if len(paths) > 1 else [0.0]
     handles = []
-    for path, shift, colour, dash in zip(paths, shifts, _path_colours(), _PATH_LINES, strict=False):
+    for path, shift, colour, dash in zip(paths, shifts, cycle(_path_colours()), cycle(_PATH_LINES), strict=False):
         rows, columns = np.divmod(path, size)
         handles += axes.plot(
             columns + shift, rows + shift, linestyle=dash, color=colour, marker="o", markersize=3.5, zorder=3, alpha=0.9
@@ -186,6 +188,13 @@ def _draw_paths(axes: Axes, size: int, paths: list[np.ndarray]) -> list[Line2D]:
 def _path_colours() -> list[str]:
     """Of paths: black and purple first, which no thing in a layout has."""
     return ["#000000", "#cc79a7", "#56b4e9", "#8c564b"]
+
+
+def _looks(names: Iterable[Name]) -> Iterator[tuple[Name, tuple[float, float, float], str]]:
+    """Each name with a colour and a marker; no two of the first hundred share both."""
+    for number, name in enumerate(names):
+        turn, place = divmod(number, len(PALETTE))
+        yield name, PALETTE[place], MARKERS[(place + turn) % len(MARKERS)]
 
 
 def _legend_below(figure: Figure, handles: list[Line2D], labels: list[str], columns: int = 3) -> None:
@@ -211,8 +220,10 @@ def learning_curves(curves: pd.DataFrame, optima: dict[str, float], title: str) 
     for axes, (setup, best) in zip(grid.flat, optima.items(), strict=False):
         lines["optimum"] = axes.axhline(best, color="black", linewidth=1, linestyle=":")
         mine = curves[curves["setup"] == setup]
-        for (library, curve), colour in zip(mine.groupby("library", sort=False), PALETTE, strict=False):
-            [lines[str(library)]] = axes.plot("episodes", "greedy_return", data=curve, color=colour, linewidth=1.2)
+        for number, (library, curve) in enumerate(mine.groupby("library", sort=False)):
+            turn, place = divmod(number, len(PALETTE))
+            look = {"color": PALETTE[place], "linestyle": _PATH_LINES[turn % len(_PATH_LINES)], "linewidth": 1.2}
+            [lines[str(library)]] = axes.plot("episodes", "greedy_return", data=curve, **look)
             stuck = curve[curve["greedy_stuck"]]
             [lines["stuck"]] = axes.plot(
                 stuck["episodes"], stuck["greedy_return"], "x", color="#d55e00", markersize=5, zorder=3
@@ -241,7 +252,7 @@ def embedding_map(coordinates: np.ndarray, setups: pd.Series, runs: pd.Series, t
         title: above the figure.
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 5.6), layout="constrained")
-    looks = {setup: (MARKERS[i % len(MARKERS)], PALETTE[i % len(PALETTE)]) for i, setup in enumerate(setups.unique())}
+    looks = {setup: (marker, colour) for setup, colour, marker in _looks(setups.unique())}
     for run in runs.unique():
         mine = (runs == run).to_numpy()
         points, (marker, colour) = coordinates[mine], looks[setups[mine].iloc[0]]
@@ -269,13 +280,13 @@ def neighbours(table: pd.DataFrame, measures: dict[str, str], title: str) -> Fig
     groups = table["ablation"].to_numpy()
     places = np.arange(len(table)) + np.concatenate([[0], (groups[1:] != groups[:-1]).cumsum()])
     for axes, (measure, label) in zip(grid[0], measures.items(), strict=True):
-        for index, group in enumerate(dict.fromkeys(groups)):
+        for group, colour, marker in _looks(dict.fromkeys(groups)):
             rows = groups == group
             part = table[rows]
             ends = np.stack([part[measure] - part[f"{measure}_low"], part[f"{measure}_high"] - part[measure]])
             axes.errorbar(
-                part[measure], places[rows], xerr=np.nan_to_num(np.abs(ends)), fmt=MARKERS[index],
-                color=PALETTE[index], markersize=5, capsize=2, elinewidth=1.1,
+                part[measure], places[rows], xerr=np.nan_to_num(np.abs(ends)), fmt=marker,
+                color=colour, markersize=5, capsize=2, elinewidth=1.1,
             )  # fmt: skip
         axes.set_xlabel(label, fontsize="small")
         axes.grid(axis="x", color=GRID_LINE, linewidth=0.5)
@@ -513,7 +524,7 @@ def library_changes(changes: pd.DataFrame, labels: dict[str, str], title: str) -
     for axes, (change, label) in zip(panels.flat, labels.items(), strict=False):
         rows = changes[changes["change"] == change]
         values = list(rows["value"].unique())
-        for method, colour, marker in zip(changes["method"].unique(), PALETTE, MARKERS, strict=False):
+        for method, colour, marker in _looks(changes["method"].unique()):
             mine = rows[rows["method"] == method]
             at = [values.index(value) for value in mine["value"]]
             if at:
@@ -545,7 +556,7 @@ def choice_by_judge(selection: pd.DataFrame, title: str) -> Figure:
     )
     for axes, method in zip(panels.flat, methods, strict=True):
         handles = []
-        for judge, colour, marker in zip(selection["judge"].unique(), PALETTE, MARKERS, strict=False):
+        for judge, colour, marker in _looks(selection["judge"].unique()):
             rows = selection[(selection["method"] == method) & (selection["judge"] == judge)]
             regret = (100 * rows[name] for name in ("regret", "regret_low", "regret_high"))
             handles += _banded(axes, rows["k"], *regret, colour, marker)
@@ -631,7 +642,7 @@ def by_library(summary: pd.DataFrame, value: str, label: str, log: bool, lines: 
         mine = summary[summary["query_class"] == name]
         libraries, methods = mine["library"].unique(), mine["method"].unique()
         handles = []
-        for method, offset, colour, marker in zip(methods, _offsets(methods), PALETTE, MARKERS, strict=False):
+        for (method, colour, marker), offset in zip(_looks(methods), _offsets(methods), strict=True):
             rows = mine[mine["method"] == method].set_index("library").loc[libraries]
             ends = np.nan_to_num(np.abs(np.stack([rows[value] - rows["low"], rows["high"] - rows[value]])))
             places = np.arange(len(libraries)) + offset
@@ -700,7 +711,7 @@ def growth(costs: pd.DataFrame, exponents: pd.DataFrame, names: dict[str, str], 
     fitted = exponents.set_index(["grows", "method"])["exponent"]
     for axes, (grows, name) in zip(panels.flat, names.items(), strict=True):
         handles = []
-        for method, colour, marker in zip(methods, PALETTE, MARKERS, strict=False):
+        for method, colour, marker in _looks(methods):
             rows = costs[(costs["grows"] == grows) & (costs["method"] == method)]
             handles += axes.plot(
                 rows["value"], rows["seconds"], marker=marker, color=colour, markersize=4, linewidth=1.1
@@ -735,7 +746,7 @@ def _intervals(axes: Axes, summary: pd.DataFrame, group: str, value: str) -> lis
     """A row per group, in it a point with an interval (`low`, `high`) per method; returns what a legend needs."""
     groups, methods = summary[group].unique(), summary["method"].unique()
     handles = []
-    for method, offset, colour, marker in zip(methods, _offsets(methods), PALETTE, MARKERS, strict=False):
+    for (method, colour, marker), offset in zip(_looks(methods), _offsets(methods), strict=True):
         rows = summary[summary["method"] == method].set_index(group).loc[groups]
         ends = np.nan_to_num(np.abs(np.stack([rows[value] - rows["low"], rows["high"] - rows[value]])))
         places = np.arange(len(groups)) + offset

@@ -149,6 +149,24 @@ def test_budgets_side_by_side_in_a_panel_per_class():
     assert legend_of(figure) == ["a", "b", "the best"]
 
 
+def test_more_than_there_are_colours_are_all_drawn_and_told_apart():
+    many = [f"m{number}" for number in range(23)]
+    rows = pd.DataFrame({"method": many, "library": "X1", "query_class": "double", "strategy": "hybrid"})
+    summary = rows.assign(value=np.arange(23.0), low=0.0, high=30.0, best=-1.0)
+    figure = plots.by_library(summary, "value", "seconds", False, {"best": "the best"}, "many")
+    entries = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))
+    assert [*entries] == [*many, "the best"]
+    assert entries["the best"].get_marker() in ("None", "", "_")
+    assert len({(line.get_color(), line.get_marker()) for line in entries.values()}) == 24
+    budgets = pd.DataFrame({"library": many, "episodes": np.arange(1, 24)})
+    figure = plots.learning_curves(
+        budgets.assign(setup="path", greedy_return=1.0, greedy_stuck=False), {"path": 7.0}, "many"
+    )
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+    assert [line.get_xdata()[0] for line in drawn] == [*range(1, 24)]
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 23
+
+
 def test_the_sweep_shows_what_was_chosen_predicted_and_possible():
     sweep = pd.DataFrame({"method": ["a", "a", "b", "b"], "k": [2, 3] * 2, "optimum": 9.0})
     for level, name in enumerate(("return", "predicted", "best")):
