@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,28 +24,43 @@ if TYPE_CHECKING:
 __all__ = ["load_policy", "open_library"]
 
 
+_KERNELS = f"kernels-{'[0-9a-f]' * 16}"
+
+
 def _keep_kernels_true() -> None:
     """Give compiled kernels a cache of their own for each state of the sources.
 
     Numba recompiles a kernel when its own file changes, but not when a function or constant that it uses from another
-    file does: results would come from old code. It reads the folder's name when it is first imported. Where the sources
-    must not be written to, the cache is the user's own.
+    file does: results would come from old code. It reads the folder's name when it is first imported. The cache is
+    where NUMBA_CACHE_DIR says, else beside the sources, else with the user's other caches, else in a temporary folder.
     """
     package = Path(__file__).resolve().parent
     sources = hashlib.sha256(
         b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")) if path.is_file())
     ).hexdigest()
-    place = package / "__pycache__"
-    if not os.access(package, os.W_OK):
-        place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lever_lib"
-    folder = place / f"kernels-{sources[:16]}"
-    if os.environ.get("NUMBA_CACHE_DIR", "").endswith(folder.name):
+    name = f"kernels-{sources[:16]}"
+    given = os.environ.get("NUMBA_CACHE_DIR", "")
+    if given.endswith(name):
         return  # inherited from a process that runs the same sources
-    with suppress(OSError):  # a home that must not be entered
-        if not folder.exists():
-            for old in folder.parent.glob("kernels-*"):
-                shutil.rmtree(old, ignore_errors=True)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    places = [package / "__pycache__", caches / "lever_lib", Path(tempfile.gettempdir()) / f"lever_lib-{os.getuid()}"]
+    if given and not fnmatchcase(Path(given).name, _KERNELS):  # else inherited from other sources
+        places.insert(0, Path(given).absolute())
+    folder = next((place / name for place in places if _is_own(place)), places[0] / name)
+    if not folder.exists():
+        for old in folder.parent.glob(_KERNELS):
+            shutil.rmtree(old, ignore_errors=True)
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
+
+
+def _is_own(place: Path) -> bool:
+    """Whether compiled kernels, which are loaded as code, can be kept in a folder; makes it if need be."""
+    shared = place.parent == Path(tempfile.gettempdir())
+    with suppress(OSError):
+        place.mkdir(mode=0o700 if shared else 0o777, parents=True, exist_ok=True)
+        mine = not place.is_symlink() and place.stat().st_uid == os.getuid()
+        return os.access(place, os.W_OK) and (mine or not shared)
+    return False
 
 
 _keep_kernels_true()

@@ -117,7 +117,7 @@ class Stage:
         params: keys of the params file that it reads, dotted where it reads part of a section.
         upstream: stages whose files it reads.
         module: of `lever_lib`; with everything it imports, the code that the result depends on.
-        from_published: whether whole files of `upstream` are enough, whatever became of what they were made of.
+        from_published: whether whole files of `upstream` are enough where no library is, whatever they were made of.
         outside: what else it depends on, given the outputs it belongs to.
     """
 
@@ -221,8 +221,9 @@ class Outputs:
         """Stages in `sound` were found usable on the way here and are not read again."""
         if stage.name in sound:
             return None
+        published = self._reads_published(stage)
         for up in stage.upstream:
-            problem = self._files_problem(up) if stage.from_published else self._problem(up, sound)
+            problem = self._files_problem(up) if published else self._problem(up, sound)
             if problem:
                 return problem
         problem = self._files_problem(stage)
@@ -245,6 +246,13 @@ class Outputs:
             return f"{shown(self.folder / stage.name)} was built from other params or code"
         damaged = damaged_files(self.folder, entry)
         return f"{shown(damaged[0])} {_DAMAGED}" if damaged else None
+
+    def _reads_published(self, stage: Stage) -> bool:
+        """Whether a stage may read what came with the repository: not where there is a library that a run here made."""
+        first = stage
+        while first.upstream:
+            first = first.upstream[0]
+        return stage.from_published and self._files_problem(first) is not None
 
     def came_along(self, first: Stage) -> list[str]:
         """Entries that came with the repository, as far as the folder of the first stage tells: it never does.
@@ -303,8 +311,9 @@ class Outputs:
             MissingArtifactError: if a stage before it is not usable.
         """
         with hold(self.folder, BUILD):
+            published = self._reads_published(stage)
             for up in stage.upstream:
-                self.require_files(up) if stage.from_published else self.require(up)
+                self.require_files(up) if published else self.require(up)
             others = () if stage.upstream else self.came_along(stage)
             with self.writing_folder(stage.name, {"key": self.key(stage)}, others) as draft:
                 yield draft

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import os
 import signal
@@ -50,6 +51,9 @@ def writing_to(what: str) -> Iterator[None]:
 
 def _system_reason(error: OSError) -> str:
     name = "" if error.filename is None else f"{error.filename}: "
+    if error.errno == errno.ENOSPC and not name:  # of a library that does not say what it writes
+        cache = os.environ.get("NUMBA_CACHE_DIR")
+        return f"{error.strerror} (where the output goes, or for compiled kernels in {cache})"
     return f"{name}{error.strerror or error}"
 
 

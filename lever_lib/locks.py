@@ -105,5 +105,11 @@ def owner(folder: Path, what: str) -> str:
 
 
 def _path(folder: Path, what: str) -> Path:
-    place = folder.resolve()  # whichever way somebody got there
+    try:
+        place = folder.resolve()  # whichever way somebody got there
+    except RuntimeError:
+        raise LeverError(f"{folder}: is a link that leads back to itself") from None
+    for path in (folder.parent, folder):
+        if path.is_symlink() and not path.exists():
+            raise LeverError(f"{path}: is a link to {path.readlink()}, and nothing is there")
     return place.parent / ".locks" / f"{place.name}.{what}"

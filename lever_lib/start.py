@@ -5,6 +5,7 @@ It can be interrupted before anything that takes seconds to import is imported.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -16,6 +17,7 @@ _WHAT = ("notebooks", "study")
 def main(arguments: list[str]) -> int:
     """Do what the first word says with the others; returns the exit code."""
     what, *rest = arguments or [""]
+    _open_streams()
 
     def run() -> int:
         """Import what does it, and start it."""
@@ -24,6 +26,15 @@ def main(arguments: list[str]) -> int:
         return import_module(f"lever_lib.{what}").main(rest)
 
     return exit_code(run, interrupted="interrupted before anything was done")
+
+
+def _open_streams() -> None:
+    """Where an output was closed by who started this, nobody listens: no other file may come in its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            file = os.open(os.devnull, os.O_RDWR)  # the lowest that is free; kernels write to it, too
+            os.set_inheritable(file, True)
+            setattr(sys, name, open(file, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 if __name__ == "__main__":

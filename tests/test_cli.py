@@ -270,6 +270,19 @@ def test_closed_streams_are_an_error_like_others(built, closed, arguments):
     assert len(result.stderr.splitlines()) == (closed != "2>&-")
 
 
+def test_a_run_that_nobody_listens_to_is_one_like_others(built, tmp_path):
+    shutil.copytree(built, tmp_path / "outputs")
+    result = subprocess.run(
+        ["bash", "-c", '"$0" -m lever_lib.start notebooks --from 06 smoke <&- >&- 2>&-', sys.executable],
+        env=os.environ | {"LEVER_OUTPUTS": str(tmp_path / "outputs")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert (tmp_path / "outputs" / "smoke" / "notebooks" / "06_results.ipynb").is_file()
+
+
 def test_what_is_started_has_a_name():
     for words in ([], ["magic"]):
         result = lever(*words, module="lever_lib.start")

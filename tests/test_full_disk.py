@@ -94,7 +94,9 @@ def test_a_whole_run(tmp_path, kilobytes, file):
 
 def test_a_program_that_cannot_say_anything_says_so_by_its_exit_code():
     process = start("exec >/dev/full; ", "lever_lib", "optimum", "--spec", "smoke", "--seed", "0", "--setup", "gold")
-    assert (process.returncode, process.stderr) == (2, "lever: No space left on device\n")
+    assert process.returncode == 2
+    assert process.stderr.startswith("lever: No space left on device (where the output goes, or for compiled kernels")
+    assert process.stderr.count("\n") == 1
     assert start("exec 2>/dev/full; ", "lever_lib", "view", "--spec", "nowhere").returncode == 2
 
 
@@ -118,6 +120,7 @@ def as_somebody(arguments, root):
 
 def test_outputs_that_must_not_be_written_to_can_be_read(copy):
     root = copy.folder.parent
+    (root / ".locks").mkdir(exist_ok=True)
     places = [root, *(path for path in root.rglob("*") if path.is_dir())]
     modes = {path: path.stat().st_mode for path in [*places, *root.rglob("*")]}
     before = contents(copy.folder)

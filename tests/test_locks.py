@@ -98,6 +98,17 @@ def test_two_ways_to_a_folder_lead_to_one_lock(tmp_path):
         pytest.fail("two runs at once")
 
 
+@pytest.mark.parametrize("name", ["outputs/smoke", "outputs", "outputs/loop"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, name):
+    link = tmp_path / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(link if link.name == "loop" else tmp_path / "gone" / "smoke")
+    folder = link / "smoke" if name == "outputs" else link
+    with pytest.raises(LeverError, match=f"{link}: is a link"), hold(folder, RUN):
+        pass
+    assert not (tmp_path / "gone").exists()
+
+
 def test_specs_do_not_wait_for_each_other(tmp_path):
     with Holder(tmp_path / "8x8", RUN), hold(tmp_path / "16x16", RUN, wait=False):
         pass

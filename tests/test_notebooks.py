@@ -493,11 +493,27 @@ def test_an_unusable_output_folder_is_one_line(tmp_path):
 
 
 def test_sources_that_must_not_be_written_to_have_their_kernels_elsewhere(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    def place():
+        lever_lib._keep_kernels_true()
+        return Path(os.environ["NUMBA_CACHE_DIR"]).parent
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
-    monkeypatch.setattr("lever_lib.os.access", lambda path, mode: False)
-    lever_lib._keep_kernels_true()
-    assert Path(os.environ["NUMBA_CACHE_DIR"]).parent == tmp_path / "lever_lib"
+    monkeypatch.setattr("lever_lib.os.access", lambda path, mode: not path.is_relative_to(ROOT))
+    assert place() == tmp_path / "caches" / "lever_lib"
+    (tmp_path / "caches" / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches" / "file"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", f"{tmp_path}/kernels-0123456789abcdef")
+    monkeypatch.setattr("lever_lib.tempfile.gettempdir", lambda: str(tmp_path))
+    temporary = tmp_path / f"lever_lib-{os.getuid()}"
+    assert place() == temporary, "what other sources left is not taken over"
+    assert temporary.stat().st_mode & 0o777 == 0o700, "what lies there is loaded as code"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "given"))
+    assert place() == tmp_path / "given"
+    temporary.rmdir()
+    temporary.symlink_to(tmp_path)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    assert place() != temporary, "somebody else's"
 
 
 def test_kernels_are_cached_per_state_of_the_sources():

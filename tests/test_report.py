@@ -114,6 +114,15 @@ def test_published_tables_are_enough(published):
     assert published.fresh(report.STAGE)
 
 
+def test_tables_of_other_params_are_not_taken_for_those_of_the_library_that_is_here(
+    smoke, smoke_outputs, smoke_params, tmp_path
+):
+    shutil.copytree(smoke_outputs.folder, tmp_path / "smoke")
+    changed = replace(smoke_params, grid=replace(smoke_params.grid, golds=3))
+    with pytest.raises(MissingArtifactError, match=r"library was built from other params or code; run notebook 0"):
+        report.build_report(Outputs("smoke", changed, tmp_path))
+
+
 def test_another_root_takes_over_what_the_repository_holds(published, smoke_params, monkeypatch, tmp_path):
     monkeypatch.setattr(artifacts, "ROOT", tmp_path)
     elsewhere = Outputs("smoke", smoke_params, tmp_path / "elsewhere")
