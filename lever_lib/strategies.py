@@ -14,9 +14,11 @@ from lever_lib.pi2vec import Embedder
 from lever_lib.policies.base import CellPolicy
 from lever_lib.regressor import Predictor
 from lever_lib.rollout import Policy
+from lever_lib.timed_planning import states_to_plan
 
 _MOST = 100_000  # combinations; they are tried one by one
-_TOGETHER = 64  # policies that are embedded and scored at once; a planned one is large
+_TOGETHER = 64  # policies that are embedded and scored at once
+_WAITING = 2**30  # bytes of them; one that was planned by steps left may have a hundred million
 STRATEGIES = ("targeted", "hybrid", "exhaustive", "library")
 
 
@@ -119,7 +121,8 @@ def choices(
     seconds_compose = seconds_score = 0.0
     best: tuple[float, tuple[int, ...], Policy] | None = None
     known: dict[Hashable, float] = {}
-    for first, stop in pairwise(_marks(ends)):
+    planned = states_to_plan(pool.layout) if pool.layout.cyclic else 1
+    for first, stop in pairwise(_marks(ends, max(1, min(_TOGETHER, _WAITING // planned)))):
         started = time.perf_counter()
         new: dict[Hashable, tuple[tuple[int, ...], Policy]] = {}
         for members in combos[first:stop]:
@@ -150,6 +153,6 @@ def choices(
             yield Choice(chosen, winner, float(value), stop, seconds_compose, seconds_score)
 
 
-def _marks(ends: Sequence[int]) -> list[int]:
+def _marks(ends: Sequence[int], together: int) -> list[int]:
     """Where to stop and score: at every end, and before too many policies wait."""
-    return sorted({0, *ends, *range(0, ends[-1], _TOGETHER)})
+    return sorted({0, *ends, *range(0, ends[-1], together)})

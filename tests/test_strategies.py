@@ -4,6 +4,7 @@ import pytest
 from lever_lib import strategies
 from lever_lib.composition import METHODS, Pool
 from lever_lib.envs.features import SLICES, feature_tables
+from lever_lib.envs.gridworld import layout_from_text
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
 from lever_lib.experiment import experiment_jobs
@@ -12,6 +13,7 @@ from lever_lib.pi2vec import Embedder
 from lever_lib.rollout import start_state
 from lever_lib.scaling import indifferent
 from lever_lib.strategies import STRATEGIES, choices, choose, combinations
+from lever_lib.timed_planning import states_to_plan
 
 CANDIDATES = [[4, 2, 7, 1, 0], [3, 5, 6, 8, 9]]
 
@@ -97,6 +99,20 @@ def test_what_acts_alike_is_composed_once(corridor, monkeypatch):
     assert composed == [(0, 2), (0, 1)]
     assert choice.combinations == 4
     assert choice.members == (0, 2)
+
+
+def test_policies_that_take_much_memory_do_not_wait_for_many_others(monkeypatch):
+    around = layout_from_text("S G .\n. . L\n. . E", "around", "cardinal")
+    planned = states_to_plan(around)
+    pool = Pool(around, reward_system("gold"), np.zeros((7, 9, 4)), np.ones((7, 9, 4), np.int32), 0.1)
+    embedder = Embedder(around, start_state(around), feature_tables(around), Pi2Vec(gamma=0.9))
+    waited, embed = [], embedder.embed
+    monkeypatch.setattr(Embedder, "embed", lambda _, policies: waited.append(len(policies)) or embed(policies))
+    monkeypatch.setattr(strategies, "_WAITING", 3 * planned)
+    combos = [(row,) for row in range(7)]
+    choice = choose(pool, METHODS["exnonzero"], combos, embedder, indifferent(7))
+    assert pool.compose(METHODS["exnonzero"], (0,)).actions.nbytes <= 2 * planned
+    assert (waited, choice.members) == ([3, 3, 1], (0,))
 
 
 def test_choices_in_one_go_are_those_made_apart(smoke):
