@@ -60,7 +60,10 @@ class Filters:
         for name in ("most_joules", "least_return"):
             value = getattr(self, name)
             number = isinstance(value, Real) and not isinstance(value, bool)
-            if value is not None and not (number and (abs(value) <= _MOST or abs(value) == inf)):
+            size = abs(value) if number else inf
+            if not isinstance(size, int):
+                size = float(size)  # one of 32 bits knows no _MOST
+            if value is not None and not (number and (size <= _MOST or size == inf)):
                 raise LeverError(f"{name} = {value!r}: must be a number")
         if not isinstance(self.exclude_own, bool):
             raise LeverError(f"exclude_own = {self.exclude_own!r}: must be True or False")

@@ -123,6 +123,12 @@ def test_a_bound_is_a_number(bound, value):
         Filters(**{bound: value})
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.float32(3), np.float64(3), np.int64(3), np.float16("inf"), -float("inf"), 3])
+def test_a_bound_may_be_a_number_of_numpys(value):
+    assert Filters(least_return=value).least_return == value
+
+
 def test_like_is_the_distance_between_standardised_embeddings(smoke):
     policies = smoke.library.policies
     rows = np.flatnonzero(policies["seed"] == "0001")
