@@ -143,13 +143,15 @@ def recorded_return(pool: Pool, members: tuple[int, ...], found: Outcome) -> flo
     first = int(unseen[0])
     so_far = Paths(cells[None, : first + 1], actions[None, :first], np.array([first], np.int32), _NOT_STUCK)
     earned = returns(event_counts(pool.layout, start_state(pool.layout), so_far), [pool.system])[0, 0]
-    return float(earned + _worst(pool.layout, pool.system, first))
+    moved = int((cells[1 : first + 1] != cells[:first]).sum())
+    return float(earned + _worst(pool.layout, pool.system, first, moved))
 
 
-def _worst(layout: Layout, system: RewardSystem, steps: int) -> float:
-    """What the rest of an episode returns at the least, whatever happens, after some steps."""
+def _worst(layout: Layout, system: RewardSystem, steps: int, moved: int) -> float:
+    """What the rest of an episode returns at the least, whatever happens, after some steps, some of them moves."""
     pays, pay = dict(zip(EVENTS, system.weights, strict=True)), layout.rewards(system).pay
-    on_the_way = min(0.0, pays["step"] + 4 * min(0.0, pays["hazard_neighbour"])) * (layout.longest_path - steps)
+    most_moves = min(layout.longest_path - moved, layout.horizon - steps)
+    on_the_way = min(0.0, pays["step"] + 4 * min(0.0, pays["hazard_neighbour"])) * most_moves
     collected = min(0.0, pays["gold"]) * len(layout.golds) + min(0.0, pays["lever"])
     stuck = min(0.0, pays["bump"]) * (layout.horizon - steps)
     return on_the_way + collected + min(pays["hazard"], stuck, pay.exit.min())

@@ -1,8 +1,8 @@
 """Following a policy through the world: paths, events, returns.
 
 A policy is deterministic, so a start state has one path. It ends at the exit, in a hazard, or where the policy bumps:
-nothing changes by bumping, so an agent that bumps is stuck there until the horizon (-1 for every step left). Where
-moves lead back it can also run out of time: that is being stuck as well, without a bump.
+nothing changes by bumping, so an agent that bumps is stuck there until the horizon (-1 for every step left), unless it
+goes by the time that is left, as plans may. Running out of time is being stuck as well, even without a bump.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def start_state(layout: Layout) -> States:
     return States(np.zeros(1, np.int32), np.ones((1, len(layout.golds)), bool), np.zeros(1, bool))
 
 
-def empty_paths(layout: Layout, count: int) -> Paths:
-    """Uninitialised room for `count` paths."""
-    length = layout.longest_path + 1
+def empty_paths(layout: Layout, count: int, steps: int | None = None) -> Paths:
+    """Uninitialised room for `count` paths of so many steps; None: of as many as there are without bumps on the way."""
+    length = (layout.longest_path if steps is None else steps) + 1
     return Paths(
         np.empty((count, length), np.int32),
         np.empty((count, length), np.int8),
@@ -123,7 +123,7 @@ def follow(policy: Policy, layout: Layout, starts: States) -> Paths:
     if not shaped or any(part.dtype.kind not in "iu" for part in paths):
         raise LeverError(f"{name}: must be whole numbers in the shapes of Paths, with {count} paths, are {shapes}")
     paths = Paths(*(part.astype(part.dtype.newbyteorder("="), copy=False) for part in paths))  # as kernels know them
-    wrong = _first_wrong(layout.transitions, layout.gold_index, layout.longest_path, starts, paths)
+    wrong = _first_wrong(layout.transitions, layout.gold_index, starts, paths)
     if wrong >= 0:
         raise LeverError(
             f"{name}: path {wrong} is none in layout {layout.name!r}: a move leads elsewhere, or never ends"
@@ -209,14 +209,15 @@ def count_move(
 
 
 @njit(cache=True, nogil=True)
-def _first_wrong(transitions: Transitions, gold_index: np.ndarray, longest: int, starts: States, paths: Paths) -> int:
+def _first_wrong(transitions: Transitions, gold_index: np.ndarray, starts: States, paths: Paths) -> int:
     """The first of some paths that does not follow the moves of the layout, or -1."""
     cells, actions, steps, ends = paths
     event, counts = transitions.event, np.zeros(len(EVENTS))
+    horizon = len(event)
     for k in range(len(steps)):
         golds = starts.golds[k].copy()
         s, left, taken, end = starts.cells[k], golds.sum(), int(starts.lever[k]), GOES_ON
-        if not 0 <= steps[k] <= min(longest, cells.shape[1] - 1) or cells[k, 0] != s:
+        if not 0 <= steps[k] <= min(horizon, cells.shape[1] - 1) or cells[k, 0] != s:
             return k
         for t in range(steps[k]):
             a = actions[k, t]
@@ -227,7 +228,7 @@ def _first_wrong(transitions: Transitions, gold_index: np.ndarray, longest: int,
                 return k
         if end == GOES_ON:
             a = actions[k, steps[k]]
-            halts = steps[k] == longest or a == -1 or (0 <= a < event.shape[1] and event[s, a] == BUMP)
+            halts = steps[k] == horizon or a == -1 or (0 <= a < event.shape[1] and event[s, a] == BUMP)
             end = END_STUCK if halts else GOES_ON
         if ends[k] != end:
             return k

@@ -8,7 +8,7 @@ from lever_lib.composition import METHODS
 from lever_lib.envs.gridworld import BUMP, layout_from_text
 from lever_lib.envs.rewards import reward_system
 from lever_lib.planning import optimum
-from lever_lib.rollout import evaluate
+from lever_lib.rollout import Outcome, evaluate
 from tests.test_composition import ABOVE_NOISE, pool_of
 from tests.worlds import layouts, systems
 
@@ -63,3 +63,16 @@ def test_from_the_first_unrecorded_transition_on_the_worst_is_assumed():
     pool = pool.fresh()
     assert LINE.transitions.event[last] != BUMP
     assert recorded_return(pool, (0,), found) == -4 - 100, "a detour and then a hazard, not staying"
+
+
+def test_steps_that_were_waited_leave_no_fewer_moves_to_fear():
+    trap = layout_from_text("S . # .\nx G . .\n. x # .\n. . . E", "trap")
+    pool = pool_of(trap, reward_system("path"), 1, 0, visited=1.0)
+    pool.visits[...] = 1
+    moves, waits = 2, 3
+    pool.visits[0, 5, 2] = 0
+    pool = pool.fresh()
+    cells, actions = np.array([0, 0, 0, 0, 1, 5, 7]), np.array([2, 2, 2, 0, 1, 2])
+    found = Outcome(0.0, False, cells, actions.astype(np.int8))
+    left = trap.longest_path - moves
+    assert recorded_return(pool, (0,), found) == -moves - waits - left - 100

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from lever_lib.envs.gridworld import States, layout_from_text, make_layout
 from lever_lib.envs.rewards import reward_system
-from lever_lib.params import load_params
+from lever_lib.params import Grid, load_params
 from lever_lib.planning import optimum, plan
 from lever_lib.policies.base import CellPolicy
 from lever_lib.rollout import evaluate
-from tests.oracle import STEPS, World
+from tests.oracle import World
 from tests.worlds import layouts, systems
 
 PUBLISHED = pd.read_csv(files("lever_lib") / "data" / "published_exnonzero.csv", dtype={"seed": str})
@@ -54,33 +54,72 @@ def test_the_corridor_solved_by_hand(corridor):
     assert set(corridor.golds) <= set(both.cells.tolist())
 
 
-def best_by_walking(layout, system, support):
-    """Best of all episodes within a support, walked one by one; it may stay where it bumps or knows nothing."""
+def best_in_time(layout, system, support):
+    """Best of all that can be done step by step within a support, whatever it goes by, until the horizon.
 
-    def walk(world, spent):
-        cell = world.position[0] * world.size + world.position[1]
-        left = layout.horizon - spent
-        allowed = [action for action in range(4) if support[cell, action]]
-        values = [] if allowed else [-left]
-        for action in allowed:
-            r, c = (world.position[i] + STEPS["forward"][action][i] for i in (0, 1))
-            bump = not (0 <= r < world.size and 0 <= c < world.size) or world.grid[r][c] == -1
-            if bump:
-                values.append(-left)
-                continue
+    Where no action is allowed, a step costs 1.
+    """
+    steps = {}
+
+    def step(state, action):
+        if (state, action) not in steps:
+            position, lever, grid = state
             after = World(layout, system.components, system.legacy_gold_exit)
-            after.grid, after.position, after.lever = [row[:] for row in world.grid], world.position, world.lever
+            after.grid, after.position, after.lever = [list(row) for row in grid], position, lever
             reward = after.step(action)
-            values.append(reward if after.done else reward + walk(after, spent + 1))
-        return max(values)
+            steps[state, action] = reward, None if after.done else state_of(after)
+        return steps[state, action]
 
-    return walk(World(layout, system.components, system.legacy_gold_exit), 0)
+    def state_of(world):
+        return world.position, world.lever, tuple(map(tuple, world.grid))
+
+    @cache
+    def value(state, left):
+        if left == 0:
+            return 0.0
+        cell = state[0][0] * layout.size + state[0][1]
+        found = [step(state, action) for action in range(4) if support[cell, action]]
+        values = [reward if after is None else reward + value(after, left - 1) for reward, after in found]
+        return max(values, default=-1.0 + value(state, left - 1))
+
+    return value(state_of(World(layout, system.components, system.legacy_gold_exit)), layout.horizon)
 
 
 @given(layouts(largest=5), systems, st.integers(0, 2**32 - 1), st.sampled_from([0.4, 0.7, 1.0]))
 def test_planning_equals_trying_everything(layout, system, seed, density):
     support = np.random.default_rng(seed).random((layout.cells.size, 4)) < density
-    assert optimum(layout, system, support).return_ == pytest.approx(best_by_walking(layout, system, support), abs=1e-6)
+    assert optimum(layout, system, support).return_ == pytest.approx(best_in_time(layout, system, support), abs=1e-6)
+
+
+DEAD_END = layout_from_text(
+    """
+    S . . # # #
+    # # . # # #
+    # # G x x #
+    # # x # # #
+    # # x # # #
+    # # # # # E
+    """,
+    "dead end",
+)
+
+
+def test_who_waits_and_takes_the_gold_last_is_out_of_time_before_the_hazard():
+    system, horizon = reward_system("gold"), DEAD_END.horizon
+    episode = optimum(DEAD_END, system)
+    assert episode.return_ == pytest.approx(5 - 4 * 0.01 - (horizon - 4))
+    assert episode.return_ == pytest.approx(best_in_time(DEAD_END, system, np.ones((36, 4), bool)))
+    assert episode.stuck
+    assert episode.cells[-1] == DEAD_END.golds[0] != episode.cells[-2]
+    assert len(episode.actions) == horizon
+    world = World(DEAD_END, ["gold"])
+    assert sum(world.step(int(action)) for action in episode.actions) == pytest.approx(episode.return_)
+
+
+def test_a_published_world_in_which_waiting_is_best():
+    layout = make_layout(Grid(size=8, golds=4, blocks=16, hazards=12), 1790)
+    for setup, best in (("path-gold-hazard", -63.33), ("path-gold", -59.03), ("path-gold-hazard-lever", -44.42)):
+        assert optimum(layout, reward_system(setup)).return_ == pytest.approx(best, abs=0.005)
 
 
 def test_where_every_way_is_worse_than_staying_the_optimum_stays():

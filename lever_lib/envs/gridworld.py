@@ -263,7 +263,7 @@ def drawn(codes: np.ndarray, marked: np.ndarray | list[int]) -> str:
 
 
 def check_bump(system: RewardSystem, moves: str) -> None:
-    """Refuse a system that pays for bumps where no move leads back: planning takes a bump for the end of all moving.
+    """Refuse a system that pays for bumps where no move leads back: planning counts on nobody being paid to wait.
 
     Raises:
         LeverError: naming the system and what a bump pays.
@@ -272,7 +272,7 @@ def check_bump(system: RewardSystem, moves: str) -> None:
     if moves == "forward" and bump > 0:
         raise LeverError(
             f"reward system {system.name!r}: a bump pays {bump:g} in all; with forward moves it must pay 0 or less, as "
-            "planning takes a bump there for the end of all moving"
+            "planning counts on nobody being paid to wait"
         )
 
 

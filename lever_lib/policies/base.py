@@ -217,7 +217,7 @@ class SuccessorPolicy:
 
     pi(s) = argmax_a max_m Q^m(s, a), with Q^m(s, a) = psi^m(s, a) . w under the NEW reward, on (cell, golds left,
     lever taken) and the steps left. Ties go to the lowest action; a bump that is followed by moving on does not take
-    part, because it is at best as good as moving on now and could be put off for ever. Never worse than any of the M.
+    part, because all it could gain is to run out of time, and it can be put off for ever. Never worse than any of M.
 
     Attributes:
         psi: of M policies.
