@@ -43,10 +43,11 @@ def _keep_kernels_true() -> None:
     if given.endswith(name):
         return  # inherited from a process that runs the same sources
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    places = [package / "__pycache__", caches / "lever_lib", Path(tempfile.gettempdir()) / f"lever_lib-{os.getuid()}"]
+    places = [package / "__pycache__", caches / "lever_lib"]
     if given and not fnmatchcase(Path(given).name, _KERNELS):  # else inherited from other sources
         places.insert(0, Path(given).absolute())
-    folder = next((place / name for place in places if _is_own(place)), places[0] / name)
+    place = next(filter(_is_own, places), None) or _own_temporary() or places[0]
+    folder = place / name
     if not folder.exists():
         for old in folder.parent.glob(_KERNELS):
             shutil.rmtree(old, ignore_errors=True)
@@ -55,12 +56,20 @@ def _keep_kernels_true() -> None:
 
 def _is_own(place: Path) -> bool:
     """Whether compiled kernels, which are loaded as code, can be kept in a folder; makes it if need be."""
-    shared = place.parent == Path(tempfile.gettempdir())
     with suppress(OSError):
-        place.mkdir(mode=0o700 if shared else 0o777, parents=True, exist_ok=True)
-        mine = not place.is_symlink() and place.stat().st_uid == os.getuid()
-        return os.access(place, os.W_OK) and (mine or not shared)
+        place.mkdir(parents=True, exist_ok=True)
+        return os.access(place, os.W_OK)
     return False
+
+
+def _own_temporary() -> Path | None:
+    """A folder of the user's own where others may write beside it; None if there is none."""
+    with suppress(OSError):  # as where no temporary file can be written
+        place = Path(tempfile.gettempdir()) / f"lever_lib-{os.getuid()}"
+        place.mkdir(mode=0o700, exist_ok=True)
+        mine = not place.is_symlink() and place.stat().st_uid == os.getuid()
+        return place if mine and os.access(place, os.W_OK) else None
+    return None
 
 
 _keep_kernels_true()

@@ -117,7 +117,8 @@ class Stage:
         params: keys of the params file that it reads, dotted where it reads part of a section.
         upstream: stages whose files it reads.
         module: of `lever_lib`; with everything it imports, the code that the result depends on.
-        from_published: whether whole files of `upstream` are enough where no library is, whatever they were made of.
+        from_published: whether whole files of `upstream` that were made with the same params are enough where no
+            library is, whatever became of the code.
         outside: what else it depends on, given the outputs it belongs to.
     """
 
@@ -248,11 +249,23 @@ class Outputs:
         return f"{shown(damaged[0])} {_DAMAGED}" if damaged else None
 
     def _reads_published(self, stage: Stage) -> bool:
-        """Whether a stage may read what came with the repository: not where there is a library that a run here made."""
+        """Whether a stage may read what came with the repository: not beside a library, however damaged, of its own."""
         first = stage
         while first.upstream:
             first = first.upstream[0]
-        return stage.from_published and self._files_problem(first) is not None
+        own = (self.folder / first.name).is_dir()
+        return stage.from_published and not own and self._made_with_these_params(self.folder, stage)
+
+    def _made_with_these_params(self, folder: Path, stage: Stage) -> bool:
+        """Whether what lies in a spec's folder was made with what `stage`, and all before it, are to read now."""
+        wanted, stages = resolved(self.params), [stage]
+        for each in stages:
+            stages.extend(each.upstream)
+        try:
+            found = yaml.safe_load(read_bytes(folder / PARAMS))
+            return all(_setting(found, key) == _setting(wanted, key) for each in stages for key in each.params)
+        except (OSError, yaml.YAMLError, LeverError, KeyError, TypeError):
+            return False
 
     def came_along(self, first: Stage) -> list[str]:
         """Entries that came with the repository, as far as the folder of the first stage tells: it never does.
@@ -289,10 +302,12 @@ class Outputs:
         return None
 
     def adopt(self, stage: Stage) -> None:
-        """Copy a stage's published files from the repository, if this root has no such stage and they are whole."""
+        """Copy a stage's published files, whole and of these params, from the repository if this root has none."""
         published = ROOT / "outputs" / self.spec
         entry = read_manifest(published).get(stage.name)
         if entry is None or stage.name in self.manifest() or damaged_files(published, entry):
+            return
+        if not self._made_with_these_params(published, stage):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with hold(self.folder, BUILD):

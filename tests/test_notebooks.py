@@ -515,6 +515,13 @@ def test_sources_that_must_not_be_written_to_have_their_kernels_elsewhere(monkey
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
     assert place() != temporary, "somebody else's"
 
+    def none():
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.setattr("lever_lib.tempfile.gettempdir", none)
+    assert place() == ROOT / "lever_lib" / "__pycache__", "as on a full disk, where what was compiled can be read"
+
 
 def test_kernels_are_cached_per_state_of_the_sources():
     """A kernel does not notice a change in a function it uses from another file: the cache folder must."""

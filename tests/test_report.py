@@ -21,7 +21,8 @@ def published(smoke, smoke_outputs, smoke_params, tmp_path):
     """A clone: finished tables and their manifest, and nothing that was trained."""
     folder = tmp_path / "outputs" / "smoke"
     (folder / "composition").mkdir(parents=True)
-    shutil.copy(smoke_outputs.folder / "manifest.json", folder)
+    for name in ("manifest.json", "params.yaml"):
+        shutil.copy(smoke_outputs.folder / name, folder)
     for path in (smoke_outputs.folder / "composition").iterdir():
         shutil.copy(path, folder / "composition")
     return Outputs("smoke", smoke_params, tmp_path / "outputs")
@@ -118,9 +119,33 @@ def test_tables_of_other_params_are_not_taken_for_those_of_the_library_that_is_h
     smoke, smoke_outputs, smoke_params, tmp_path
 ):
     shutil.copytree(smoke_outputs.folder, tmp_path / "smoke")
-    changed = replace(smoke_params, grid=replace(smoke_params.grid, golds=3))
+    changed = Outputs("smoke", replace(smoke_params, grid=replace(smoke_params.grid, golds=3)), tmp_path)
     with pytest.raises(MissingArtifactError, match=r"library was built from other params or code; run notebook 0"):
-        report.build_report(Outputs("smoke", changed, tmp_path))
+        report.build_report(changed)
+    damaged = tmp_path / "smoke" / "library" / "q_tables.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    for outputs in (changed, Outputs("smoke", smoke_params, tmp_path)):
+        with pytest.raises(MissingArtifactError, match=r"q_tables\.npy is missing or damaged; run notebook 0"):
+            report.build_report(outputs)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_published_tables_of_other_params_are_not_enough(published, smoke_params, monkeypatch, tmp_path, elsewhere):
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
+    changed = replace(smoke_params, seeds=(7, 8, 9))
+    outputs = Outputs("smoke", changed, tmp_path / "elsewhere" if elsewhere else tmp_path / "outputs")
+    with pytest.raises(MissingArtifactError, match=r"(library|composition) is not built; run notebook 0"):
+        report.build_report(outputs)
+    assert outputs.problem(report.STAGE) is not None
+    assert elsewhere or outputs.manifest() == published.manifest()
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"- 1", b"grid: 3", b"\xff", None])
+def test_published_tables_of_who_knows_what_params_are_not_enough(published, content):
+    path = published.folder / "params.yaml"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(MissingArtifactError, match=r"library is not built; run notebook 0"):
+        report.build_report(published)
 
 
 def test_another_root_takes_over_what_the_repository_holds(published, smoke_params, monkeypatch, tmp_path):
