@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -18,6 +19,7 @@ from lever_lib.artifacts import Outputs, Stage
 from lever_lib.certificate import certify
 from lever_lib.composition import METHODS, Method, Pool, everyday_methods
 from lever_lib.decompose import decompose, recording_hash
+from lever_lib.envs.gridworld import make_layout
 from lever_lib.envs.rewards import reward_system
 from lever_lib.errors import LeverError
 from lever_lib.files import read_csv
@@ -235,6 +237,30 @@ def read_table(path: Path) -> pd.DataFrame:
     """A table of an experiment, its names kept as text."""
     text = dict.fromkeys([*KEY_COLUMNS, "policies"], str)
     return read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+
+
+def check_shares(outputs: Outputs, key: str, seeds: Iterable[int]) -> None:
+    """Refuse layouts on which the best return for a question is not above 0: returns are told as shares of it.
+
+    Args:
+        outputs: of the spec.
+        key: of the params, where it says which layouts.
+        seeds: of the layouts.
+
+    Raises:
+        LeverError: naming the layout, the reward system and its optimum.
+    """
+    grid = outputs.params.grid
+    for seed in seeds:
+        layout = make_layout(grid, seed)
+        for setup in dict.fromkeys(query.setup for query in QUERIES):
+            best = optimum(layout, reward_system(setup, grid.legacy_gold_exit)).return_
+            if best <= 0:
+                rule = (
+                    "shares of it need one above 0; take another layout, or a grid that is smaller or has fewer hazards"
+                )
+                where = f"params/{outputs.spec}.yaml: {key}, grid: on layout {layout.name!r}"
+                raise LeverError(f"{where} the best return under {setup} is {best:g}, and {rule}")
 
 
 def experiment_jobs(retriever: Retriever) -> list[ExperimentJob]:

@@ -330,8 +330,9 @@ def check_spec(spec: str) -> None:
 
 def run_spec(spec: str, start: str) -> None:
     """Run the notebooks of one spec and say where the results are; another run of it is waited for."""
-    outputs = Outputs(spec, load_params(spec))
-    with hold(outputs.folder, RUN):
+    with hold(Outputs(spec, load_params(spec)).folder, RUN):
+        check_spec(spec)  # it may have been changed while another run was waited for
+        outputs = Outputs(spec, load_params(spec))
         _recover(outputs)
         outputs.sweep()
         gone = [name for name in outputs.manifest() if name.startswith("notebooks/") and not _source(name).is_file()]
@@ -370,15 +371,23 @@ def _run(outputs: Outputs, start: str) -> None:
         sys.stderr.flush()
         started, result = time.perf_counter(), "not finished"
         try:
+            _check_params(outputs)
             ran = run_notebook(path, spec, outputs)
             result = f"{time.perf_counter() - started:.1f} s" if ran else "up to date"
         finally:
             sys.stderr.write(f"{title} {result}\n" if bars_follow else f"{result}\n")
+    _check_params(outputs)
     folder = shown(outputs.folder)
     sys.stdout.write(
         f"{spec}: results in {folder}/results and {folder}/composition/results.csv, figures in {folder}/figures, "
         f"executed notebooks in {folder}/notebooks\n"
     )
+
+
+def _check_params(outputs: Outputs) -> None:
+    """See that a run still does what the params say."""
+    if load_params(outputs.spec) != outputs.params:
+        raise LeverError(f"params/{outputs.spec}.yaml: was changed while this run goes on; run the same command again")
 
 
 def run_specs(specs: list[str], start: str) -> None:
@@ -391,6 +400,7 @@ def run_specs(specs: list[str], start: str) -> None:
             pass  # one that is going on now is not waited for; one that starts while other specs run is
         if _has_work(outputs, start):
             check_needs(outputs.params)
+            experiment.check_shares(outputs, "seeds", outputs.params.seeds)
     for spec in specs:
         run_spec(spec, start)
 

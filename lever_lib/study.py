@@ -40,7 +40,7 @@ from lever_lib.envs.features import feature_count
 from lever_lib.envs.gridworld import make_layout, seed_name
 from lever_lib.envs.rewards import REWARD_SYSTEMS, RewardSystem, reward_system
 from lever_lib.errors import LeverError, MissingArtifactError, OneLineParser, exit_code
-from lever_lib.experiment import Tables, experiment_jobs, read_table, run_experiment, search_settings
+from lever_lib.experiment import Tables, check_shares, experiment_jobs, read_table, run_experiment, search_settings
 from lever_lib.generalisation import Findings, joined, load_table, save_table
 from lever_lib.ladder import check_changes, run_ladder
 from lever_lib.locks import RUN, hold
@@ -327,6 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
                 held.enter_context(hold(outputs.folder, RUN, wait=False))
             for outputs in specs:
                 check_needs(outputs.params)
+                check_shares(outputs, "study", outputs.params.study.test_seeds)
             study_all(specs)
 
     return exit_code(run, interrupted="interrupted; finished layouts are kept, run the same command again to go on")

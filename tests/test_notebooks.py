@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def test_a_notebook_without_its_inputs_says_which_to_run_first(tmp_path):
 def test_the_results_can_be_read_without_training_anything(smoke, smoke_outputs, smoke_params, tmp_path):
     outputs = Outputs("smoke", smoke_params, tmp_path)
     shutil.copytree(smoke_outputs.folder / "composition", outputs.folder / "composition")
-    shutil.copy(smoke_outputs.folder / "manifest.json", outputs.folder)
+    for name in ("manifest.json", "params.yaml"):
+        shutil.copy(smoke_outputs.folder / name, outputs.folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEVER_OUTPUTS", str(tmp_path))
         assert run_notebook(NOTEBOOKS[-1], "smoke", outputs)
@@ -268,6 +270,39 @@ def test_a_notebook_that_is_gone_is_forgotten(monkeypatch, tmp_path, smoke_param
     monkeypatch.setattr(notebooks, "_run", lambda *_: None)
     notebooks.run_spec("smoke", "01")
     assert outputs.manifest().keys() == {"notebooks/01_generation", "notebooks/11_deep_policies", "library"}
+
+
+@pytest.mark.parametrize("when", ["while it waits", "while it runs"])
+def test_params_that_change_are_not_passed_over(monkeypatch, tmp_path, when):
+    (tmp_path / "params").mkdir()
+    path = tmp_path / "params" / "mine.yaml"
+    path.write_text(SMOKE)
+    monkeypatch.setattr("lever_lib.params.PARAMS_FOLDER", tmp_path / "params")
+    monkeypatch.setenv("LEVER_OUTPUTS", str(tmp_path / "outputs"))
+    hold, ran = notebooks.hold, []
+
+    def change(*_):
+        path.write_text(SMOKE.replace("golds: 4", "golds: 3"))
+
+    @contextmanager
+    def waited(*arguments, **options):
+        with hold(*arguments, **options):
+            change()
+            yield
+
+    def run_notebook(path, spec, outputs):
+        ran.append(outputs.params.grid.golds)
+        change()
+
+    monkeypatch.setattr(notebooks, "run_notebook", run_notebook)
+    if when == "while it waits":
+        monkeypatch.setattr(notebooks, "hold", waited)
+        notebooks.run_spec("mine", "01")
+        assert set(ran) == {3}
+    else:
+        with pytest.raises(LeverError, match=r"params/mine\.yaml: was changed while this run goes on"):
+            notebooks.run_spec("mine", "01")
+        assert ran == [4]
 
 
 def test_a_notebook_that_is_edited_while_it_runs_runs_again(monkeypatch, tmp_path):
@@ -469,6 +504,7 @@ SMOKE = (PARAMS_FOLDER / "smoke.yaml").read_text()
         ("moves: forward", "moevs: forward", ["params/mine.yaml", "grid.moevs", "'moves'"]),
         ("size: 6", "size: '6'", ["params/mine.yaml", "grid.size", "integer"]),
         ("blocks: 2", "blocks: 25", ["params/mine.yaml", "grid", "25 blocks", "fewer"]),
+        ("size: 6, golds: 4", "size: 112, golds: 6", ["params/mine.yaml: seeds, grid", "'0000'", "path-gold is -3."]),
     ],
 )
 def test_a_spec_that_cannot_run_is_refused_before_anything_is_written(monkeypatch, tmp_path, capsys, old, new, parts):
@@ -481,7 +517,7 @@ def test_a_spec_that_cannot_run_is_refused_before_anything_is_written(monkeypatc
     assert len(message.splitlines()) == 1
     for part in parts:
         assert part in message
-    assert not (tmp_path / "outputs").exists()
+    assert not list((tmp_path / "outputs").glob("[!.]*"))
 
 
 def test_an_unusable_output_folder_is_one_line(tmp_path):
