@@ -265,7 +265,7 @@ def _check_target(name: str, path: Path | None, endings: tuple[str, ...]) -> Non
     if path is None:
         return
     if path.suffix.lower() not in endings:
-        raise LeverError(f"{name} {path}: must end in {' or '.join(endings)}")
+        raise LeverError(f"{name} {path}: must be a name that ends in {' or '.join(endings)}")
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise LeverError(f"{name} {path}: is a folder, or lies in none that can be written to")
 
@@ -279,6 +279,8 @@ def _decompose(options: argparse.Namespace) -> None:
             lines = text.removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise LeverError(f"--file {options.file}: cannot be read as text ({type(error).__name__})") from None
+    elif not options.query.strip():
+        raise LeverError(f"query {options.query!r}: must be words")
     else:
         lines = [options.query]
     for query in lines:

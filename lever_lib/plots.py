@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from itertools import cycle
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -177,7 +176,10 @@ def _draw_paths(axes: Axes, size: int, paths: list[np.ndarray]) -> list[Line2D]:
     """Paths side by side, so that none hides another; returns what a legend needs."""
     shifts = np.linspace(-0.14, 0.14, len(paths)) if len(paths) > 1 else [0.0]
     handles = []
-    for path, shift, colour, dash in zip(paths, shifts, cycle(_path_colours()), cycle(_PATH_LINES), strict=False):
+    colours = _path_colours()
+    for number, (path, shift) in enumerate(zip(paths, shifts, strict=True)):
+        turn, place = divmod(number, len(colours))
+        colour, dash = colours[place], _PATH_LINES[(place + turn) % len(_PATH_LINES)]
         rows, columns = np.divmod(path, size)
         handles += axes.plot(
             columns + shift, rows + shift, linestyle=dash, color=colour, marker="o", markersize=3.5, zorder=3, alpha=0.9

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from math import inf
-from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -59,7 +58,7 @@ class Filters:
             raise LeverError(f"setups = {self.setups!r}: must be a list of reward systems")
         for name in ("most_joules", "least_return"):
             value = getattr(self, name)
-            number = isinstance(value, Real) and not isinstance(value, bool)
+            number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
             size = abs(value) if number else inf
             if not isinstance(size, int):
                 size = float(size)  # one of 32 bits knows no _MOST

@@ -180,6 +180,7 @@ def test_view(built):
         (["optimum", "--spec", "8x8", "--seed", "x", "--setup", "path"], ["seed 'x'"]),
         (["optimum", "--spec", "8x8", "--seed", "1", "--setup", "coins"], ["'coins'", "path, gold, hazard, lever"]),
         (["decompose", "--file", "nowhere.txt"], ["nowhere.txt"]),
+        (["decompose", " "], ["query ' '", "must be words"]),
         (["view", "--spec", "smoke", "--setup", "gold-lever"], ["gold-lever"]),
         (["search", "gold", "--spec", "smoke", "--save", "policy.pkl"], ["--save", "policy.pkl", ".npz"]),
         (["search", "gold", "--spec", "smoke", "--save", "nowhere/policy.npz"], ["--save", "lies in none"]),

@@ -35,6 +35,17 @@ def test_the_users_own_style_changes_nothing(corridor, tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_a_dozen_paths_are_told_apart(corridor):
+    figure = plots.layout_paths(corridor.cells, {f"{n}": np.array([0, 2]) for n in range(12)}, "corridor")
+    handles = figure.legends[0].get_lines()
+    looks = {
+        (handle.get_color(), handle.get_linestyle(), str(handle._dash_pattern))
+        for handle in handles
+        if handle.get_linestyle() != "None"
+    }
+    assert len(looks) == 12
+
+
 @pytest.fixture(autouse=True)
 def closed():
     yield

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -117,7 +118,9 @@ def test_the_first_filter_that_leaves_nothing_is_named(smoke, scope, filters, na
 
 
 @pytest.mark.parametrize("bound", ["most_joules", "least_return"])
-@pytest.mark.parametrize("value", [float("nan"), True, "3", [1], 10**400], ids=lambda value: str(value)[:9])
+@pytest.mark.parametrize(
+    "value", [float("nan"), True, "3", [1], 10**400, Fraction(3, 2)], ids=lambda value: str(value)[:9]
+)
 def test_a_bound_is_a_number(bound, value):
     with pytest.raises(LeverError, match=f"{bound} = .*: must be a number"):
         Filters(**{bound: value})
