@@ -254,18 +254,18 @@ class Outputs:
         while first.upstream:
             first = first.upstream[0]
         own = (self.folder / first.name).is_dir()
-        return stage.from_published and not own and self._made_with_these_params(self.folder, stage)
+        return stage.from_published and not own and all(self._made_with_these_params(up) for up in stage.upstream)
 
-    def _made_with_these_params(self, folder: Path, stage: Stage) -> bool:
-        """Whether what lies in a spec's folder was made with what `stage`, and all before it, are to read now."""
-        wanted, stages = resolved(self.params), [stage]
+    def _made_with_these_params(self, stage: Stage) -> bool:
+        """Whether a stage's entry says that it, and all before it, read what the params say now."""
+        return self.manifest().get(stage.name, {}).get("made_with") == self._made_with(stage)
+
+    def _made_with(self, stage: Stage) -> str:
+        """Hash of the params that a stage and all before it read."""
+        settings, stages = resolved(self.params), [stage]
         for each in stages:
             stages.extend(each.upstream)
-        try:
-            found = yaml.safe_load(read_bytes(folder / PARAMS))
-            return all(_setting(found, key) == _setting(wanted, key) for each in stages for key in each.params)
-        except (OSError, yaml.YAMLError, LeverError, KeyError, TypeError):
-            return False
+        return json_hash({key: _setting(settings, key) for each in stages for key in each.params})
 
     def came_along(self, first: Stage) -> list[str]:
         """Entries that came with the repository, as far as the folder of the first stage tells: it never does.
@@ -307,7 +307,7 @@ class Outputs:
         entry = read_manifest(published).get(stage.name)
         if entry is None or stage.name in self.manifest() or damaged_files(published, entry):
             return
-        if not self._made_with_these_params(published, stage):
+        if entry.get("made_with") != self._made_with(stage):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with hold(self.folder, BUILD):
@@ -330,7 +330,8 @@ class Outputs:
             for up in stage.upstream:
                 self.require_files(up) if published else self.require(up)
             others = () if stage.upstream else self.came_along(stage)
-            with self.writing_folder(stage.name, {"key": self.key(stage)}, others) as draft:
+            about = {"key": self.key(stage), "made_with": self._made_with(stage)}
+            with self.writing_folder(stage.name, about, others) as draft:
                 yield draft
                 missing = [name for name in stage.files if not (draft / name).is_file()]
                 if missing:
@@ -371,8 +372,9 @@ class Outputs:
 
         Args:
             name: of the folder and of its entry.
-            about: what the entry says besides checksums: `key`, of the params that it depends on; of what a study made
-                also `made_of`, hash of everything that it comes from.
+            about: what the entry says besides checksums: `key`, of the params that it depends on; of a stage also
+                `made_with`, of all params that went into it; of what a study made also `made_of`, hash of everything
+                that it comes from.
             others: entries that are forgotten with the old one.
 
         Raises:

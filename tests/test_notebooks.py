@@ -111,8 +111,7 @@ def test_a_notebook_without_its_inputs_says_which_to_run_first(tmp_path):
 def test_the_results_can_be_read_without_training_anything(smoke, smoke_outputs, smoke_params, tmp_path):
     outputs = Outputs("smoke", smoke_params, tmp_path)
     shutil.copytree(smoke_outputs.folder / "composition", outputs.folder / "composition")
-    for name in ("manifest.json", "params.yaml"):
-        shutil.copy(smoke_outputs.folder / name, outputs.folder)
+    shutil.copy(smoke_outputs.folder / "manifest.json", outputs.folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEVER_OUTPUTS", str(tmp_path))
         assert run_notebook(NOTEBOOKS[-1], "smoke", outputs)
